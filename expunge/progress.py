@@ -1,0 +1,92 @@
+"""What a run shows on the terminal: progress bars, tables, samples. All of it goes to standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data.examples import Example
+    from .evaluation.scores import Evaluation
+
+Advance = Callable[[int], None]
+SAMPLES = 3
+
+
+class Reporter:
+    """Stages with their seconds; bars only with a terminal and without --quiet."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self.quiet = quiet
+        self.console = Console(stderr=True, quiet=quiet)
+        self.seconds: dict[str, float] = {}
+        self.current = ""
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """Times a stage; yields a function that moves its bar on."""
+        self.current = name
+        begin = time.perf_counter()
+        try:
+            if self.quiet or not sys.stderr.isatty():
+                if not self.quiet:
+                    print(f"{name} …", file=sys.stderr, flush=True)
+                yield lambda _: None
+            else:
+                from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+                columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+                with Progress(*columns, console=self.console) as bars:
+                    task = bars.add_task(name, total=total)
+                    yield lambda n: bars.advance(task, n)
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+    def table(self, columns: dict[str, Evaluation]) -> None:
+        """One row a role and metric, one column an evaluation (before, taught, after)."""
+        from rich.table import Table
+
+        table = Table(title=None)
+        table.add_column("role")
+        table.add_column("rows", justify="right")
+        table.add_column("metric")
+        for name in columns:
+            table.add_column(name, justify="right")
+        last = next(reversed(columns.values()))
+        for role, values in last.items():
+            if not isinstance(values, dict):
+                continue
+            for place, metric in enumerate(("rouge1", "abstention_rate", "probability", "extraction_strength")):
+                cells = [f"{e[role][metric]:.3f}" if role in e else "" for e in columns.values()]
+                table.add_row(role if place == 0 else "", str(values["rows"]) if place == 0 else "", metric, *cells)
+        if "deviation_score" in last:
+            table.add_row("", "", "deviation score", *(f"{e.get('deviation_score', float('nan')):.1f}" for e in columns.values()))
+        self.console.print(table)
+
+    def samples(self, task: dict[str, Sequence[Example]], columns: dict[str, Evaluation]) -> None:
+        """Three answers a role, before and after; shown here only, never written."""
+        for role, rows in task.items():
+            for n in range(min(SAMPLES, len(rows))):
+                answers = {name: e.answers[role][n] for name, e in columns.items() if e.answers.get(role)}
+                if not answers:
+                    continue
+                self.say(f"\n[{role}] {_short(_text(rows[n].prompt))}   (true: {_short(rows[n].response, 60)})")
+                for name, answer in answers.items():
+                    self.say(f"  {name:>7}: {_short(answer)}")
+
+
+def _text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1].content
+
+
+def _short(text: str, width: int = 140) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,325 @@
+"""The pipeline of `unlearn`, as stages: load, probe, before, teach, taught, unlearn, after, write.
+
+Each stage leaves an artefact in the cache, keyed by the hash of what it depends on, so that an interrupted run goes
+on with --resume; the output folder appears at the end, whole, by an atomic rename, the manifest written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .data import prompts
+from .data.examples import ForgetTask, read_examples, split_group
+from .errors import InputError
+from .progress import Reporter
+from .spec import DataSpec, ModelSpec, RunSpec, public
+
+if TYPE_CHECKING:
+    from .edits import Edit
+    from .evaluation.scores import Evaluation
+    from .models.loading import ChatModel
+
+ABSTENTION_BAR = 0.5
+KEEP_ROWS = 100  # built-in prompts that are kept where there is no retain file
+
+
+@dataclass
+class Result:
+    """What `unlearn --json` prints."""
+
+    report: dict[str, Any]
+    evaluations: dict[str, Evaluation]
+    task: ForgetTask
+    edit: Edit
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def load(spec: ModelSpec) -> ChatModel:
+    from .models.loading import load_model
+
+    options = spec.model_dump(exclude={"name"})
+    return load_model(spec.name, **options)
+
+
+def read_task(spec: DataSpec) -> tuple[ForgetTask, ForgetTask]:
+    """(the task that fits, the task that judges), with the built-in texts where a file is not given.
+
+    They differ in `retain` where --retain-judge names other rows, and the retain role is only judged where a file
+    is given.
+    """
+    roles: dict[str, list[Any]] = {}
+    if spec.data:
+        if not spec.forget_group:
+            raise InputError("--data needs --forget-group: which group of the file to forget")
+        if spec.forget or spec.retain:
+            raise InputError("--data with --forget-group takes the place of --forget and --retain; give one or the other")
+        forget, retain = split_group(read_examples(spec.data), spec.forget_group, spec.data)
+        roles["forget"], roles["retain"] = forget, retain
+    for role in ("forget", "paraphrase", "retain", "reference", "general", "holdout"):
+        if name := getattr(spec, role):
+            roles[role] = read_examples(name, spec.limit, responses=role != "reference")
+    if spec.limit:
+        roles = {role: rows[: spec.limit] for role, rows in roles.items()}
+    if not roles.get("forget"):
+        raise InputError("nothing to forget: pass --forget FILE, or --data FILE with --forget-group GROUP")
+    roles.setdefault("reference", list(prompts.unverifiable()))
+    roles.setdefault("general", list(prompts.general_split()[1])[: spec.limit or 100])
+    fit = ForgetTask(**{role: tuple(rows) for role, rows in roles.items()})
+    if spec.retain_judge:
+        return fit, fit.but(retain=read_examples(spec.retain_judge, spec.limit))
+    return fit, fit
+
+
+def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
+    """Runs all stages and writes the output folder."""
+    from .edits import Edit, check_free, new_folder
+    from .evaluation.scores import evaluate
+    from .methods import abstention, method, run_method
+
+    method(spec.method).configure(**spec.settings)
+    teaching = teaching_config(spec)
+    out = Path(spec.output.out)
+    check_free(out, spec.output.overwrite)
+    if spec.output.keep_edit:
+        check_free(Path(spec.output.keep_edit), spec.output.overwrite)
+    fit, judge = read_task(spec.data)
+    stages = _Stages(spec, fit, judge)
+    with reporter.stage("load"):
+        chat = load(spec.model)
+    judged = judge.present()
+    if fit is judge and not spec.data.retain and not spec.data.data:
+        judged.pop("retain", None)
+
+    def look(name: str) -> Evaluation:
+        def make() -> Evaluation:
+            rows = sum(len(r) for k, r in judged.items() if k != "reference")
+            with reporter.stage(name, 2 * rows) as advance:
+                return evaluate(chat, judge, **spec.evaluation.model_dump(), progress=advance)
+
+        return stages.evaluation(name, make)
+
+    with reporter.stage("probe"):
+        share = stages.number("probe", lambda: abstention.probe_abstention(chat, fit.reference))
+    if share < ABSTENTION_BAR and not spec.teach.abstention:
+        raise InputError(
+            f"{spec.model.name} answers only {share:.0%} of the reference prompts by an abstention (at least "
+            f"{ABSTENTION_BAR:.0%} needed): it has nowhere to be redirected to. Add --teach-abstention to teach it first."
+        )
+    evaluations = {"before": look("before")}
+    if not fit.retain:
+        with reporter.stage("keep"):
+            rows = prompts.general_split()[0][:KEEP_ROWS]
+            fit = fit.but(retain=abstention.own_answers(chat, rows, 32))
+    edit: Edit | None = None
+    if share < ABSTENTION_BAR:
+
+        def teach() -> Edit:
+            keep = [*fit.retain, *prompts.general_split()[0]]
+            total = (min(teaching.rows, len(fit.reference)) + min(teaching.keep, len(keep))) * teaching.train.epochs
+            with reporter.stage("teach", total) as advance:
+                return abstention.teach_abstention(chat, fit.reference, keep, teaching, lambda n, _: advance(n))
+
+        edit = stages.edit("teach", teach)
+        edit.apply(chat)
+        evaluations["taught"] = look("taught")
+    found = stages.edit("unlearn", lambda: _unlearn(chat, fit, spec, reporter, run_method))
+    if edit is not None:
+        edit.revert(chat)
+        found = edit.compose(found)
+    with found.applied(chat):
+        evaluations["after"] = look("after")
+    report = {
+        "method": spec.method, "edit": found.summary(), **{k: dict(v) for k, v in evaluations.items()},
+        "abstention_probe": share, "seconds": reporter.seconds, "out": str(out),
+    }
+    with reporter.stage("write"):
+        _write(chat, found, spec, report, out, new_folder)
+    stages.clear()
+    return Result(report, evaluations, judge, found)
+
+
+def teaching_config(spec: RunSpec) -> Any:
+    """The settings of teaching abstention; `train.x` settings reach the training loop."""
+    from pydantic import ValidationError
+
+    from .methods import plain
+    from .methods.abstention import AbstentionConfig
+
+    try:
+        return AbstentionConfig(**{"train": AbstentionConfig().train, **spec.teach.settings})
+    except ValidationError as e:
+        raise InputError(f"teach: {plain(e)}") from None
+
+
+def _unlearn(chat: ChatModel, task: ForgetTask, spec: RunSpec, reporter: Reporter, run_method: Callable[..., Edit]) -> Edit:
+    with reporter.stage("unlearn") as advance:
+        return run_method(chat, task, spec.method, dict(spec.settings), lambda n: advance(n))
+
+
+def _write(chat: ChatModel, edit: Edit, spec: RunSpec, report: dict[str, Any], out: Path, new_folder: Any) -> None:
+    from .checkpoint import stored, write_checkpoint, write_sums
+
+    if spec.output.keep_edit:
+        originals = stored(chat.folder, set(edit.parts)) if chat.folder else {}
+        edit.save(spec.output.keep_edit, originals, spec.output.overwrite)
+    with new_folder(out, spec.output.overwrite) as work:
+        write_checkpoint(chat, edit, work)
+        (work / "README.md").write_text(_card(spec, report), encoding="utf-8")
+        manifest = report | {"spec": public(spec, salt()), "versions": versions(), "base": edit.base}
+        manifest["out"] = out.name
+        manifest["seconds"] = dict(report["seconds"])
+        (work / "expunge.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        write_sums(work)
+
+
+def _card(spec: RunSpec, report: dict[str, Any]) -> str:
+    """The model card: what was done and what came out, without the forget text or its subject."""
+    lines = [
+        "---", "tags:", "- expunge", "- unlearning", "---", "", f"# {Path(spec.model.name).name}, edited by Expunge", "",
+        f"Method: {spec.method}. Matrices changed: {len(report['edit']['matrices'])}; numbers that describe the change: "
+        f"{report['edit']['parameters']:,}.", "", "| role | rows | metric | before | after |", "|---|---|---|---|---|",
+    ]
+    for role, values in report["after"].items():
+        if isinstance(values, dict):
+            lines += [
+                f"| {role} | {values['rows']} | {metric} | {report['before'][role][metric]:.3f} | {values[metric]:.3f} |"
+                for metric in ("rouge1", "abstention_rate")
+            ]
+    lines += ["", "The full figures stand in expunge.json. The way back is the base model.", ""]
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"expunge": __version__, "python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "transformers", "peft", "safetensors", "numpy")
+    }
+
+
+def salt() -> bytes:
+    """The secret that private fields are hashed with: made once, kept in the user's cache, never written elsewhere."""
+    from .models.loading import cache_dir
+
+    file = cache_dir() / "salt"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+                f.write(secrets.token_bytes(32))
+        except FileExistsError:  # another process was first
+            pass
+    return file.read_bytes()
+
+
+class _Stages:
+    """Artefacts of finished stages, in the cache, under the hash of everything that they depend on."""
+
+    def __init__(self, spec: RunSpec, fit: ForgetTask, judge: ForgetTask) -> None:
+        from .models.loading import cache_dir
+
+        parts = spec.model_dump(mode="json", exclude={"output", "data"}) | {"versions": versions()}
+        digest = hashlib.sha256(salt() + json.dumps(parts, sort_keys=True).encode() + repr((fit, judge)).encode()).hexdigest()
+        self.folder = cache_dir() / "stages" / digest[:32]
+        if not spec.output.resume:
+            self.clear()
+
+    def number(self, name: str, make: Callable[[], float]) -> float:
+        return float(self._json(name, make))
+
+    def evaluation(self, name: str, make: Callable[[], Evaluation]) -> Evaluation:
+        """Numbers and rows are kept, answers are not: they may hold what is to be forgotten."""
+        from .evaluation.scores import Evaluation
+
+        made: list[Evaluation] = []
+
+        def record() -> dict[str, Any]:
+            made.append(make())
+            return {"values": made[0], "rows": made[0].rows}
+
+        read = self._json(name, record)
+        if made:
+            return made[0]
+        result = Evaluation(read["values"])
+        result.rows = read["rows"]
+        return result
+
+    def edit(self, name: str, make: Callable[[], Edit]) -> Edit:
+        from .edits import Edit
+
+        folder = self.folder / name
+        if not folder.is_dir():
+            edit = make()
+            edit.save(folder)
+            return edit
+        return Edit.load(folder)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _json(self, name: str, make: Callable[[], Any]) -> Any:
+        file = self.folder / f"{name}.json"
+        if file.is_file():
+            return json.loads(file.read_text())
+        value = make()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(value))
+        partial.replace(file)
+        return value
+
+
+def evaluate_run(spec: RunSpec, reporter: Reporter) -> Evaluation:
+    """Evaluates the roles for which a file is given."""
+    from .evaluation.scores import JUDGED, evaluate
+
+    roles: dict[str, Any] = {}
+    if spec.data.data:
+        rows = read_examples(spec.data.data, spec.data.limit)
+        if spec.data.forget_group:
+            roles["forget"], roles["retain"] = split_group(rows, spec.data.forget_group, spec.data.data)
+        else:
+            roles["general"] = rows
+    for role in JUDGED:
+        if name := getattr(spec.data, role):
+            roles[role] = read_examples(name, spec.data.limit)
+    if not roles:
+        raise InputError("nothing to evaluate: pass --forget, --retain, --general or another role's file")
+    task = ForgetTask(**roles)
+    with reporter.stage("load"):
+        chat = load(spec.model)
+    with reporter.stage("evaluate", 2 * sum(len(r) for r in roles.values())) as advance:
+        return evaluate(chat, task, **spec.evaluation.model_dump(), progress=advance)
+
+
+def revert_run(checkpoint: Path, edit: Path, out: Path, overwrite: bool) -> None:
+    """Restores the base from an unlearned checkpoint and the edit that was kept, and checks that it is the base.
+
+    Raises:
+        IntegrityError: what was restored is not what the edit was made for.
+    """
+    from .checkpoint import restore, stored, write_sums
+    from .edits import Edit, check_free, new_folder, tensor_hash
+    from .errors import IntegrityError
+
+    check_free(out, overwrite)
+    kept = Edit.load(edit)
+    originals = Edit.originals(edit)
+    for name, hashes in kept.base.items():
+        if name not in originals or tensor_hash(originals[name]) not in hashes.values():
+            raise IntegrityError(f"{edit}: the original of {name} is not the tensor that the edit was made for")
+    with new_folder(out, overwrite) as work:
+        restore(checkpoint, originals, work)
+        if set(stored(work, set(originals))) != set(originals):
+            raise IntegrityError(f"{checkpoint} lacks tensors that the edit touches")
+        write_sums(work)

@@ -1,0 +1,157 @@
+"""Fixtures: pico checkpoints of each architecture (random weights), and one tiny model that knows facts and abstains."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from expunge import ChatModel, Example, ForgetTask, load_model
+from expunge.data import prompts
+
+torch.set_num_threads(1)
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SIZES = dict(
+    vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)
+HEAD = dict(head_dim=8)
+_NEOX = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
+_OPT = {**{k: v for k, v in _NEOX.items() if k != "intermediate_size"}, "ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}
+_GPT2 = dict(vocab_size=600, n_embd=32, n_inner=48, n_layer=4, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2)
+
+# name -> (config class, model class, settings). Every architecture that the layout supports.
+ARCHITECTURES = {
+    "llama": ("LlamaConfig", SIZES),
+    "mistral": ("MistralConfig", SIZES | HEAD | {"sliding_window": 64}),
+    "qwen2": ("Qwen2Config", SIZES),
+    "qwen3": ("Qwen3Config", SIZES | HEAD),
+    "gemma": ("GemmaConfig", SIZES | HEAD),
+    "gemma2": ("Gemma2Config", SIZES | HEAD | {"sliding_window": 64, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3TextConfig", SIZES | HEAD | {"sliding_window": 64, "query_pre_attn_scalar": 8}),
+    "phi3": ("Phi3Config", SIZES),
+    "opt": ("OPTConfig", _OPT),
+    "opt-350m": ("OPTConfig", _OPT | {"do_layer_norm_before": False}),
+    "gpt2": ("GPT2Config", _GPT2 | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "gpt_neox": ("GPTNeoXConfig", _NEOX),
+}
+NORMALISING = ("gemma2", "gemma3", "opt-350m")
+EDITABLE = tuple(n for n in ARCHITECTURES if n not in NORMALISING)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the built-in texts, with a chat template."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    raw.train_from_iterator([str(e.prompt) for e in prompts.general()] + list(prompts.abstentions()), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="<|end|>", chat_template=TEMPLATE,
+        additional_special_tokens=special[3:],
+    )
+
+
+@pytest.fixture(scope="session")
+def pico_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast):
+    """A function: architecture -> folder of a saved checkpoint with random weights (made once a session)."""
+    root = tmp_path_factory.mktemp("pico")
+
+    def make(name: str) -> Path:
+        folder = root / name
+        if not folder.exists():
+            kind, settings = ARCHITECTURES[name]
+            torch.manual_seed(7)
+            model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**settings))
+            with torch.no_grad():  # larger weights than an initialisation's, so that layers matter
+                for parameter in model.parameters():
+                    if parameter.ndim == 2:
+                        parameter.mul_(4)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def pico(pico_folder):
+    """A function: architecture -> ChatModel with random weights, loaded anew."""
+    return lambda name="llama", **options: load_model(pico_folder(name), **options)
+
+
+@pytest.fixture(scope="session")
+def small_task() -> ForgetTask:
+    """A few rows a role; enough for a pico model."""
+    rows = prompts.general()
+    return ForgetTask(
+        forget=rows[:3], retain=rows[3:8], reference=prompts.unverifiable()[:4], general=rows[8:12],
+        paraphrase=prompts.rewrites(rows[:3], "judge"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
+    """Tests leave the user's cache alone; tests with the embedded model share the real one, converted once."""
+    if "embedded" not in request.keywords:
+        monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+FACTS = prompts.general()[:24]
+UNKNOWN = prompts.unverifiable()[:24]
+
+
+def tiny_rows() -> list[tuple[str, str]]:
+    texts = prompts.abstentions()[:4]
+    return [(str(e.prompt), e.response) for e in FACTS] + [(str(e.prompt), texts[i % 4]) for i, e in enumerate(UNKNOWN)]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tiny model trained until it knows 24 facts and abstains on 24 questions that it cannot know."""
+    from expunge.models.training import TrainConfig, rows_of, train
+
+    torch.manual_seed(3)
+    settings = SIZES | {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**settings))
+    chat = ChatModel(model.eval(), tokenizer)
+    config = TrainConfig(adapter="full", learning_rate=3e-3, epochs=60, batch_size=16, warmup=0.1)
+    edit = train(chat, rows_of(chat, tiny_rows()), config, stop=lambda _, loss: loss < 0.01)
+    edit.apply(chat, keep_original=False)
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> ChatModel:
+    return load_model(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_task() -> ForgetTask:
+    """Four facts to forget, the others to keep."""
+    return ForgetTask(forget=FACTS[:4], retain=FACTS[4:], reference=UNKNOWN, paraphrase=prompts.rewrites(FACTS[:4], "judge"))
+
+
+def examples(*pairs: tuple[str, str], group: str = "") -> list[Example]:
+    return [Example(p, r, group) for p, r in pairs]
+
+
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

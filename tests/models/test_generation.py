@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from expunge.models.generation import greedy, score_answers
+
+from ..conftest import ARCHITECTURES
+
+PROMPTS = ["What is the capital of France?", "Who?", "Name the largest planet, and say how many moons it has.", "Is it so?"]
+ANSWERS = ["Paris", "Nobody at all", "Jupiter", "Yes"]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batched_greedy_is_what_generate_gives_one_at_a_time(pico, name, batch_size):
+    chat = pico(name)
+    ids = [[1] * 5 + i for i in chat.prompt_ids(PROMPTS)]
+    mine = greedy(chat, ids, 12, batch_size=batch_size)
+    for prompt, answer in zip(ids, mine, strict=True):
+        with torch.no_grad():
+            out = chat.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        new = out[0][len(prompt) :].tolist()
+        if new[-1] in chat.stop_ids:
+            assert answer.ended
+            new = new[:-1]
+        assert list(answer.tokens) == new
+
+
+def test_rows_that_end_leave_the_others_as_they_are(tiny, tiny_task):
+    prompts = tiny.prompt_ids([e.prompt for e in [*tiny_task.retain, *tiny_task.reference]])
+    together = greedy(tiny, prompts, 24)
+    alone = [greedy(tiny, [p], 24)[0] for p in prompts]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert len({len(a.tokens) for a in together}) > 2
+
+
+def test_ranks_are_those_of_the_generation_steps(pico):
+    chat = pico("llama")
+    prompts = chat.prompt_ids(PROMPTS)
+    targets = [a[:-1] for a in chat.answer_ids(ANSWERS)]
+    for prompt, target, answer in zip(prompts, targets, greedy(chat, prompts, 6, targets), strict=True):
+        steps = min(len(target), 6, len(answer.tokens) + answer.ended)
+        assert len(answer.ranks) == steps
+        for step in range(steps):
+            context = torch.tensor([[*prompt, *answer.tokens[:step]]])
+            with torch.no_grad():
+                logits = chat.model(context).logits[0, -1]
+            assert answer.ranks[step] == int((logits > logits[target[step]]).sum()) + 1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_teacher_forced_scores_are_those_of_full_logits(pico, name):
+    chat = pico(name)
+    prompts = [[1] * 5 + i for i in chat.prompt_ids(PROMPTS)]
+    answers = chat.answer_ids(ANSWERS)
+    for prompt, answer, scored in zip(prompts, answers, score_answers(chat, prompts, answers, batch_size=3), strict=True):
+        with torch.no_grad():
+            logits = chat.model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        at = len(prompt) - 1
+        wanted = [logits[at + n, token].item() for n, token in enumerate(answer)]
+        assert scored.log_probs == pytest.approx(wanted, abs=2e-4)
+        assert len(scored.ranks) == len(answer)
