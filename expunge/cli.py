@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from pydantic import BaseModel
@@ -43,7 +43,12 @@ def flags(*parts: tuple[str, type[BaseModel]], plain: tuple[str, ...] = (), skip
     """Gives a verb one option for each field of the spec's parts; the verb gets them as `given` ("part.field" -> value)."""
 
     def decorate(verb: Verb) -> Verb:
-        own = [p for p in inspect.signature(verb).parameters.values() if p.name not in ("given", *plain)]
+        hints = get_type_hints(verb, include_extras=True)
+        own = [
+            p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(verb).parameters.values()
+            if p.name not in ("given", *plain) and p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         options, places = [], {}
         for part, kind in parts:
             for name, info in kind.model_fields.items():
@@ -60,6 +65,7 @@ def flags(*parts: tuple[str, type[BaseModel]], plain: tuple[str, ...] = (), skip
             verb(given=given, **kwargs)
 
         call.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
         return call
 
     return decorate

@@ -13,9 +13,10 @@ of a layer are taken after the edits below it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +30,12 @@ from ..models.loading import ChatModel
 from ..models.statistics import Moments, Rows
 
 
+Progress = Callable[[int], None]
+
+
+Tokens = Literal["all", "after_prefix", "distinct"]
+
+
 class LunarConfig(BaseModel):
     """Settings of LUNAR."""
 
@@ -36,10 +43,13 @@ class LunarConfig(BaseModel):
 
     layers: Literal["auto"] | tuple[int, ...] = Field("auto", description="layers to edit, or auto: chosen by the abstention score")
     coefficient: Literal["auto"] | float | tuple[float, ...] = Field("auto", description="c, one or one a layer, or auto: tuned")
-    ridge: Literal["auto"] | float = Field("auto", description="ridge relative to the mean diagonal of G, or auto: tuned")
+    ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = Field("auto", description="ridge relative to the mean diagonal of G, or auto: tuned")
     forget_weight: float = Field(1.0, gt=0, description="w_f, weight of a forget token")
     retain_weight: float = Field(1.0, ge=0, description="w_r, weight of a retain token")
-    tokens: Literal["all", "after_prefix"] = Field("all", description="after_prefix leaves out the prefix that all prompts share")
+    tokens: Tokens = Field(
+        "distinct", description="all: every token of a prompt; after_prefix leaves out the prefix that all prompts share; distinct counts a forget token only "
+        "from where its prompt differs from every retain prompt",
+    )
     solver: Literal["exact", "sgd"] = Field("exact", description="sgd: the published procedure, for comparison only")
     form: Literal["auto", "primal", "dual"] = Field("auto", description="dual: a system of the tokens' size; auto: the smaller")
 
@@ -51,6 +61,7 @@ class Target:
     forget: Stream
     retain: Stream | None
     directions: dict[int, Tensor]  # r(l), (d,) float64
+    shared: list[int]  # of each forget prompt, the leading tokens that it shares with some retain prompt
 
 
 def redirections(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -73,7 +84,26 @@ def prepare(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> Target:
         retain.seek(low)
     here = last_token_means(forget.fork(), layers)
     there = last_token_means(Stream(chat, ids["reference"]), layers)
-    return Target(forget, retain, {layer: there[layer] - here[layer] for layer in layers})
+    directions = {layer: there[layer] - here[layer] for layer in layers}
+    return Target(forget, retain, directions, shared_with(ids["forget"], ids["retain"]))
+
+
+def shared_with(prompts: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> list[int]:
+    """Of each prompt, how many leading tokens it shares with the nearest of the others.
+
+    Under causal attention the activations of these tokens are the same in both prompts at every layer, so their
+    targets, c r and 0, cannot both be met.
+    """
+    ordered = sorted(tuple(o) for o in others)
+    found = []
+    for prompt in prompts:
+        place = bisect.bisect(ordered, tuple(prompt))  # in sorted order, the longest shared start is a neighbour's
+        found.append(max((_shared(prompt, o) for o in ordered[max(place - 1, 0) : place + 1]), default=0))
+    return found
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def exact(chat: ChatModel, target: Target, layers: Sequence[int], coefficients: Sequence[float], ridge: float, config: LunarConfig) -> dict[int, tuple[Tensor, Tensor]]:
@@ -96,7 +126,8 @@ def exact(chat: ChatModel, target: Target, layers: Sequence[int], coefficients: 
         for stream, weight, is_forget in streams:
             kept.append([])
             for batch, taken in stream.visit([inner, out] if more else [inner]):
-                sums.add(taken[inner], *_token_weights(batch, weight, is_forget, config.tokens))
+                skip = target.shared if is_forget and config.tokens == "distinct" else None
+                sums.add(taken[inner], *_token_weights(batch, weight, is_forget, config.tokens, stream.prefix, skip))
                 if more:
                     kept[-1].append((shelf.put(taken[inner]), shelf.put(taken[out])))
         u = sums.solve(ridge)
@@ -115,12 +146,17 @@ def _moved(inner: Any, out: Any, shift: Tensor, u: Tensor, shelf: Shelf) -> Any:
     return shelf.put(a + (strength[..., None] * shift.to(strength)).to(a.dtype))
 
 
-def _token_weights(batch: Batch, weight: float, is_forget: bool, tokens: str) -> tuple[Tensor, Tensor, Tensor]:
+def _token_weights(
+    batch: Batch, weight: float, is_forget: bool, tokens: Tokens, prefix: int, skip: Sequence[int] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(mask, weights, targets) of a batch's tokens, each (b, t). The shared prefix counts once a row."""
     size = weight * (len(batch.rows) if batch.is_prefix else 1)
-    if batch.is_prefix and tokens == "after_prefix":
+    if batch.is_prefix and (tokens == "after_prefix" or skip is not None):
         size = 0.0
     weights = torch.full(batch.mask.shape, size, dtype=torch.float64, device=batch.ids.device)
+    if skip is not None and not batch.is_prefix:
+        first = torch.tensor([skip[row] - prefix for row in batch.rows], device=weights.device)
+        weights[torch.arange(weights.shape[1], device=weights.device)[None] < first[:, None]] = 0.0
     return batch.mask, weights, weights if is_forget else torch.zeros_like(weights)
 
 
@@ -168,7 +204,8 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
     if config.solver == "sgd":
         from .lunar_sgd import published
 
-        return published(chat, task, layers, config)
+        coefficient = 2.0 if config.coefficient == "auto" else config.coefficient
+        return published(chat, task, layers, coefficients_of(coefficient, layers), config)
     if config.coefficient == "auto" or config.ridge == "auto":
         return tuning.tune(chat, task, layers, config, progress)
     target = prepare(chat, task, layers)

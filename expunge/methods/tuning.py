@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.examples import ForgetTask
-from ..data.prompts import abstentions
+from ..data.examples import Example, ForgetTask
+from ..data.prompts import abstentions, rewrites
 from ..edits import Edit
+from ..evaluation.text import deviation_score, rouge_recall
 from ..models.activations import hidden_of, hooked, with_hidden
-from ..models.generation import score_answers
+from ..models.generation import greedy, score_answers
 from ..models.loading import ChatModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .lunar import LunarConfig
 
 SCORE_ROWS = 8
 
@@ -64,3 +67,65 @@ def choose_layers(chat: ChatModel, task: ForgetTask, width: int | None = None) -
     means = np.convolve(curve, np.ones(width) / width, mode="valid")
     first = int(means.argmax())
     return list(range(first, first + width))
+
+
+# ---------------------------------------------------------------- coefficient and ridge
+
+RIDGES = (0.03, 0.003)
+COEFFICIENTS = (1.0, 1.5, 2.0)
+TUNE_ROWS = 24
+TUNE_TOKENS = 24
+FIT_REWRITES = 2
+
+
+def tune(
+    chat: ChatModel, task: ForgetTask, layers: Sequence[int], config: LunarConfig, progress: Callable[[int], None] | None = None
+) -> Edit:
+    """The edit at the coefficient and ridge that do best on rows that judge nothing, refitted on all retain rows.
+
+    The forget set is widened by built-in rewrites, and so are the retain rows, or the rewrites' own words would tell
+    the two apart. A trial's loss is the Deviation Score on other rewrites of the forget rows and on a fifth of the
+    retain rows, left out of the trial's fit, whose ROUGE-1 counts relative to that of the model as it is.
+    """
+    from .lunar import coefficients_of, prepare, solve
+
+    rng = random.Random(0)
+    retain = rng.sample(list(task.retain), len(task.retain))
+    held = retain[: max(len(retain) // 5, 1)] if len(retain) > 1 else retain
+    fit = retain[len(held) :] or retain
+    asked = rewrites(task.forget, "tune")
+    judge = (rng.sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
+    settings = [
+        (c, ridge)
+        for ridge in (RIDGES if config.ridge == "auto" else (config.ridge,))
+        for c in (COEFFICIENTS if config.coefficient == "auto" else (config.coefficient,))
+    ]
+    before = _rouge(chat, judge[1])
+    target = prepare(chat, _widened(task, fit), layers)
+    trials = []
+    for coefficient, ridge in settings:
+        edit = solve(chat, target, layers, coefficients_of(coefficient, layers), ridge, config)
+        with edit.applied(chat):
+            forget, kept = (_rouge(chat, rows) for rows in judge)
+        loss = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
+        trials.append({"coefficient": coefficient, "ridge": ridge, "forget_rouge1": forget, "retain_rouge1": kept, "loss": loss})
+        if progress:
+            progress(1)
+    best = min(trials, key=lambda t: t["loss"])
+    target = prepare(chat, _widened(task, task.retain), layers)
+    edit = solve(chat, target, layers, coefficients_of(best["coefficient"], layers), best["ridge"], config)
+    edit.meta |= {"trials": trials, "retain_rouge1_before": before}
+    return edit
+
+
+def _widened(task: ForgetTask, retain: Sequence[Example]) -> ForgetTask:
+    """The forget rows with rewrites, the retain rows with one rewrite each."""
+    return task.but(
+        forget=[*task.forget, *rewrites(task.forget, "fit", FIT_REWRITES)], retain=[*retain, *rewrites(retain, "fit")]
+    )
+
+
+def _rouge(chat: ChatModel, rows: Sequence[Example]) -> float:
+    """Mean ROUGE-1 recall of greedy answers."""
+    answers = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), TUNE_TOKENS)
+    return sum(rouge_recall(a.text, e.response)[0] for a, e in zip(answers, rows, strict=True)) / len(rows)
