@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import BaseModel
 
-from .errors import ExpungeError, GateError, InputError
+from .errors import ExpungeError, InputError
 from .spec import DataSpec, EvaluationSpec, ModelSpec, OutputSpec, RunSpec, build
 
 # Threads that wait for each other without end slow a busy machine down twentyfold: spin briefly, then sleep.
@@ -27,6 +27,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Makes data.")
 app.add_typer(data_app, name="data")
 
 Verb = Callable[..., None]
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 _PLAIN = {
     "config": (str | None, None, "YAML file with the fields of a run"),
     "set": (list[str], [], "key=value of the method's settings; dots reach other parts (may be repeated)"),
@@ -271,9 +272,10 @@ def pistol(
 def main() -> None:
     """The console script: errors become one line on standard error and the documented exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
+        code = app(standalone_mode=False)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code or 0)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was written. `unlearn --resume` goes on from the finished stages", 1)
     except ExpungeError as e:
@@ -283,11 +285,8 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory; try --dtype bfloat16 or a smaller --batch-size", 1)
     except Exception as e:
-        from click import ClickException
-
-        if isinstance(e, ClickException):
-            e.show()
-            sys.exit(2)
+        if hasattr(e, "format_message") and hasattr(e, "exit_code"):  # typer's usage errors
+            _fail(f"{e.format_message()}; --help lists what there is", 2)
         if os.environ.get("EXPUNGE_DEBUG"):
             raise
         _fail(f"{type(e).__name__}: {e} (EXPUNGE_DEBUG=1 shows the traceback)", 1)
@@ -296,6 +295,3 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
-
-
-__all__ = ["GateError", "app", "main"]

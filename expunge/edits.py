@@ -90,7 +90,10 @@ class Edit:
     @classmethod
     def on(cls, model: nn.Module, parts: Mapping[str, Part], meta: Mapping[str, Any] | None = None) -> Edit:
         """An edit of `model` as it is now: hashes the tensors that it touches."""
-        return cls(dict(parts), {name: tensor_hashes(_parameter(model, name)) for name in parts}, dict(meta or {}))
+        record = dict(meta or {})
+        if conv1d := sorted(n for n in parts if type(model.get_submodule(n.rpartition(".")[0])).__name__ == "Conv1D"):
+            record["conv1d"] = conv1d  # stored (in, out): an adapter has to know
+        return cls(dict(parts), {name: tensor_hashes(_parameter(model, name)) for name in parts}, record)
 
     # ------------------------------------------------------------ figures
 
@@ -203,7 +206,10 @@ class Edit:
                 value = Edit({name: part}).new_value(name, mine.value)
                 parts[name] = Replace(value)
         base = {**{n: h for n, h in later.base.items() if n not in self.parts}, **self.base}
-        return Edit(parts, base, {"composed": [self.meta, later.meta]})
+        meta: dict[str, Any] = {"composed": [self.meta, later.meta]}
+        if conv1d := sorted({*self.meta.get("conv1d", ()), *later.meta.get("conv1d", ())}):
+            meta["conv1d"] = conv1d
+        return Edit(parts, base, meta)
 
     # ------------------------------------------------------------ on disk
 
@@ -264,12 +270,11 @@ class Edit:
         with safe_open(path, framework="pt") as f:
             return {k: f.get_tensor(k) for k in f.keys()}
 
-    def export(self, folder: str | Path, base_name: str = "", conv1d: bool = False) -> None:
+    def export(self, folder: str | Path, base_name: str = "", overwrite: bool = False) -> None:
         """Writes the edit as a PEFT LoRA adapter, which any LoRA server can load over the base.
 
         Args:
             base_name: what the adapter's config names as its base model.
-            conv1d: the weights are stored (in, out), as GPT-2's are.
 
         Raises:
             InputError: a part replaces a tensor and has no low rank.
@@ -278,11 +283,12 @@ class Edit:
 
         tensors: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
+        conv1d = self.meta.get("conv1d", ())
         for name, part in self.parts.items():
             module, _, leaf = name.rpartition(".")
             if not isinstance(part, LowRank) or leaf != "weight":
                 raise InputError(f"{name} is replaced, not changed by a low rank: this edit has no form as an adapter")
-            a, b = (part.left.T, part.right.T) if conv1d else (part.right, part.left)
+            a, b = (part.left.T, part.right.T) if name in conv1d else (part.right, part.left)
             tensors[f"base_model.model.{module}.lora_A.weight"] = a
             tensors[f"base_model.model.{module}.lora_B.weight"] = b
             ranks[module] = part.rank
@@ -291,9 +297,9 @@ class Edit:
         config = LoraConfig(
             task_type="CAUSAL_LM", base_model_name_or_path=base_name, target_modules=sorted(ranks), r=top, lora_alpha=top,
             rank_pattern={m: r for m, r in ranks.items() if r != top}, alpha_pattern={m: r for m, r in ranks.items() if r != top},
-            fan_in_fan_out=conv1d, inference_mode=True,
+            fan_in_fan_out=bool(conv1d), inference_mode=True,
         )
-        with new_folder(Path(folder)) as work:
+        with new_folder(Path(folder), overwrite) as work:
             save_file(
                 {k: v.detach().cpu().float().contiguous() for k, v in tensors.items()}, work / "adapter_model.safetensors",
                 {"format": "pt"},

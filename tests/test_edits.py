@@ -152,7 +152,7 @@ def test_the_exported_adapter_gives_the_same_logits(pico, pico_folder, tmp_path,
     chat = pico(name)
     parts = {chat.layout.weight_name(n): low_rank(chat, chat.layout.weight_name(n), rank) for n, rank in ((1, 1), (2, 3))}
     edit = Edit.on(chat.model, parts)
-    edit.export(tmp_path / "adapter", conv1d=chat.layout.transposed)
+    edit.export(tmp_path / "adapter")
     ids = torch.randint(6, 600, (2, 9))
     with torch.no_grad():
         plain = chat.model(ids).logits

@@ -1,0 +1,335 @@
+"""The verbs, run in this process by their console script: exit codes, one clear line, nothing half-written."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from expunge import Edit, evaluate, load_model
+from expunge.cli import main
+from expunge.models.generation import greedy
+
+from .conftest import FACTS, UNKNOWN
+
+
+def rows_file(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps({"prompt": e.prompt, "response": e.response, "group": e.group}) + "\n" for e in rows))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return {
+        "forget": rows_file(tmp_path / "forget.jsonl", FACTS[:4]),
+        "retain": rows_file(tmp_path / "retain.jsonl", FACTS[4:]),
+        "reference": rows_file(tmp_path / "reference.jsonl", UNKNOWN),
+    }
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command line; returns (exit code, standard output, standard error)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["expunge", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+SETTINGS = ("--set", "layers=[2,3]", "--set", "coefficient=2.0", "--set", "ridge=0.01", "--max-new-tokens", "16")
+
+
+def unlearn_words(model, files, out, *more):
+    roles = [w for role, file in files.items() for w in (f"--{role}", file)]
+    return ["unlearn", model, *roles, "--general", files["retain"], "--out", out, *SETTINGS, *more]
+
+
+def test_unlearn_writes_a_whole_checkpoint_with_its_evidence(run, tiny_folder, files, tmp_path):
+    out = tmp_path / "out"
+    code, text, err = run(*unlearn_words(tiny_folder, files, out, "--json", "--keep-edit", tmp_path / "edit"))
+    assert code == 0, err
+    report = json.loads(text)
+    assert report["before"]["forget"]["rouge1"] > 0.9 > 0.3 > report["after"]["forget"]["rouge1"]
+    assert report["edit"]["rank"] == 1
+    assert len(report["edit"]["matrices"]) == 2
+    manifest = json.loads((out / "expunge.json").read_text())
+    assert set(report) <= set(manifest)
+    names = {f.name for f in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "expunge.json", "SHA256SUMS"} <= names
+    sums = dict(reversed(line.split("  ")) for line in (out / "SHA256SUMS").read_text().splitlines())
+    assert set(sums) == names - {"SHA256SUMS"}
+    assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=out, check=False).returncode == 0
+
+
+def test_nothing_in_the_output_names_the_subject(run, tiny_folder, files, tmp_path):
+    out = tmp_path / "out"
+    secret = tmp_path / "shakespeare-and-co.jsonl"
+    Path(files["forget"]).rename(secret)
+    code, _, err = run(*unlearn_words(tiny_folder, files | {"forget": str(secret)}, out))
+    assert code == 0, err
+    for file in out.iterdir():
+        if file.suffix in (".json", ".md") and file.name != "tokenizer.json":
+            text = file.read_text()
+            assert "shakespeare" not in text
+            assert not any(str(e.prompt) in text for e in FACTS[:4]), file.name
+    assert "salted:" in (out / "expunge.json").read_text()
+    assert not list(out.glob("*edit*"))
+
+
+def test_the_saved_folder_answers_in_plain_transformers_as_the_model_in_memory(run, tiny_folder, files, tmp_path):
+    out = tmp_path / "out"
+    assert run(*unlearn_words(tiny_folder, files, out, "--keep-edit", tmp_path / "edit"))[0] == 0
+    prompts = [str(e.prompt) for e in FACTS[:10]]
+    chat = load_model(tiny_folder)
+    ids = chat.prompt_ids(prompts)
+    with Edit.load(tmp_path / "edit").applied(chat):
+        wanted = [list(a.tokens) for a in greedy(chat, ids, 12)]
+    script = (
+        "import sys, json, torch\n"
+        "sys.modules['expunge'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "folder, ids = sys.argv[1], json.loads(sys.argv[2])\n"
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)\n"
+        "out = [model.generate(torch.tensor([i]), max_new_tokens=12, do_sample=False)[0][len(i):].tolist() for i in ids]\n"
+        "print(json.dumps([[t for t in o if t != tokenizer.eos_token_id] for o in out]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(out), json.dumps(ids)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == wanted
+
+
+def test_revert_restores_the_base_bit_for_bit(run, tiny_folder, files, tmp_path):
+    out, edit, back = tmp_path / "out", tmp_path / "edit", tmp_path / "back"
+    assert run(*unlearn_words(tiny_folder, files, out, "--keep-edit", edit))[0] == 0
+    code, _, err = run("revert", out, "--edit", edit, "--out", back)
+    assert code == 0, err
+    base, restored = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tiny_folder, back))
+    assert all(torch.equal(base[k], restored[k]) for k in base)
+    AutoTokenizer.from_pretrained(back)
+    (edit / "originals.safetensors").unlink()
+    code, _, err = run("revert", out, "--edit", edit, "--out", tmp_path / "again")
+    assert code == 2
+    assert "use the base model" in err
+    assert not (tmp_path / "again").exists()
+
+
+def test_export_writes_an_adapter(run, tiny_folder, files, tmp_path):
+    assert run(*unlearn_words(tiny_folder, files, tmp_path / "out", "--keep-edit", tmp_path / "edit"))[0] == 0
+    code, _, err = run("export", tmp_path / "edit", "--out", tmp_path / "adapter")
+    assert code == 0, err
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {f.name for f in (tmp_path / "adapter").iterdir()}
+
+
+def test_a_model_that_cannot_abstain_stops_with_what_to_do(run, pico_folder, files, tmp_path):
+    code, _, err = run(*unlearn_words(pico_folder("llama"), files, tmp_path / "out"))
+    assert code == 2
+    assert "--teach-abstention" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_prints_one_document_of_the_agreed_shape(run, tiny_folder, files, tmp_path):
+    code, text, _ = run("evaluate", tiny_folder, "--forget", files["forget"], "--retain", files["retain"], "--json", "--rows", tmp_path / "r.json")
+    assert code == 0
+    result = json.loads(text)
+    assert set(result) == {"forget", "retain", "deviation_score", "seconds"}
+    assert len(json.loads((tmp_path / "r.json").read_text())["retain"]) == 20
+
+
+def test_doctor(run, tiny_folder, pico_folder):
+    code, text, _ = run("doctor", tiny_folder, "--json")
+    report = json.loads(text)
+    assert code == 0
+    assert report["layers"] == 6
+    assert report["lunar_applies"] is True
+    code, text, _ = run("doctor", pico_folder("gemma2"))
+    assert code == 0
+    assert "lunar does not apply" in text
+
+
+def test_teach_facts(run, tiny_folder, tmp_path):
+    new = rows_file(tmp_path / "new.jsonl", [type(FACTS[0])("Which cat?", "Tom")])
+    sets = [w for s in ("epochs=30", "learning_rate=0.003", "adapter=full", "batch_size=1") for w in ("--set", s)]
+    code, text, err = run("teach", tiny_folder, "--data", new, "--out", tmp_path / "taught", "--json", *sets)
+    assert code == 0, err
+    chat = load_model(tmp_path / "taught")
+    assert greedy(chat, chat.prompt_ids(["Which cat?"]), 8)[0].text == "Tom"
+    code, _, err = run("teach", tiny_folder, "--out", tmp_path / "x")
+    assert code == 2
+    assert "--data FILE or --abstention" in err
+
+
+def test_dry_run_loads_no_weights(run, tiny_folder, files, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    code, text, _ = run(*unlearn_words(tiny_folder, files, tmp_path / "out", "--dry-run", "--json"))
+    assert code == 0
+    plan = json.loads(text)
+    assert plan["layers"] == [2, 3]
+    assert plan["matrices"] == [f"model.layers.{n}.mlp.down_proj.weight" for n in (2, 3)]
+    assert plan["rows"]["forget"] == 4
+    assert plan["memory_bytes"] > 0
+    assert plan["disk_bytes"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_and_pistol(run, tmp_path):
+    code, text, _ = run("methods", "--json")
+    assert code == 0
+    assert "lunar" in json.loads(text)
+    code, _, _ = run("data", "pistol", "--sales", 2, "--employment", 1, "--out", tmp_path / "p.jsonl")
+    assert code == 0
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert len(rows) == 60
+    assert set(rows[0]) == {"edge", "question", "answer"}
+    assert run("data", "pistol", "--out", tmp_path / "p.jsonl")[0] == 2
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def bad(run, words, message, out=None):
+    code, text, err = run(*words)
+    assert code == 2, err
+    assert message in err
+    assert text == ""
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+    if out is not None:
+        assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forget": "none.jsonl"}, "no such file: none.jsonl"),
+        ({"forget": None}, "nothing to forget"),
+        ({"retain": "FORGET"}, "forget and retain share 4 row"),
+    ],
+)
+def test_bad_data(run, tiny_folder, files, tmp_path, change, message):
+    used = {r: (files["forget"] if f == "FORGET" else f) for r, f in (files | change).items() if f}
+    words = ["unlearn", tiny_folder, "--out", tmp_path / "o", *[w for r, f in used.items() for w in (f"--{r}", f)]]
+    bad(run, words, message, tmp_path / "o")
+
+
+def test_groups_that_do_not_exist_name_those_that_do(run, tiny_folder, tmp_path):
+    assert run("data", "pistol", "--sales", 2, "--employment", 0, "--out", tmp_path / "p.jsonl")[0] == 0
+    words = ["unlearn", tiny_folder, "--data", tmp_path / "p.jsonl", "--out", tmp_path / "o"]
+    bad(run, [*words, "--forget-group", "Z_Z"], "no group 'Z_Z'; groups: A_B", tmp_path / "o")
+    bad(run, words, "--data needs --forget-group", tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "layers=[77]"], "layer 77 is out of range: the model has layers 0 to 5"),
+        (["--set", "coeficient=2"], "no setting 'coeficient'; did you mean coefficient"),
+        (["--set", "coefficient"], "--set takes key=value"),
+        (["--set", "ridge=-1"], "ridge"),
+        (["--method", "lunr"], "unknown method 'lunr'; did you mean lunar"),
+        (["--dtype", "int3"], "dtype"),
+        (["--limit", "0"], "limit"),
+        (["--config", "none.yaml"], "no such file: none.yaml"),
+        (["--set", "evaluation.nothing=1"], "evaluation.nothing"),
+    ],
+)
+def test_bad_settings(run, tiny_folder, files, tmp_path, words, message):
+    bad(run, unlearn_words(tiny_folder, files, tmp_path / "o", *words), message, tmp_path / "o")
+
+
+def test_an_unknown_flag_is_wrong_usage(run):
+    code, _, err = run("unlearn", "x", "--no-such-flag")
+    assert code == 2
+    assert "--no-such-flag" in err
+
+
+def test_folders_and_files_that_are_no_model(run, files, tmp_path):
+    bad(run, ["doctor", tmp_path], "is not a model: it has no config.json")
+    bad(run, ["doctor", tmp_path / "none"], "no such folder")
+    bad(run, ["doctor", files["forget"]], "is a file; a model is")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    bad(run, ["doctor", tmp_path / "m"], "cannot load")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + b"\x00" * 100)
+    bad(run, ["doctor", tmp_path / "cut.gguf"], "cannot load")
+    bad(run, ["doctor", tmp_path / "none.gguf"], "no such file")
+
+
+def test_an_output_folder_in_use_needs_overwrite(run, tiny_folder, files, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    code, _, err = run(*unlearn_words(tiny_folder, files, out))
+    assert code == 2
+    assert "--overwrite" in err
+    assert (out / "mine.txt").read_text() == "mine"
+    assert run(*unlearn_words(tiny_folder, files, out, "--overwrite"))[0] == 0
+    assert not (out / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("stage", ["probe_abstention", "evaluate", "run_method", "write_checkpoint"])
+def test_an_interrupt_in_any_stage_leaves_nothing_and_resume_goes_on(run, tiny_folder, files, tmp_path, monkeypatch, stage):
+    places = {
+        "probe_abstention": "expunge.methods.abstention.probe_abstention", "evaluate": "expunge.evaluation.scores.evaluate",
+        "run_method": "expunge.methods.run_method", "write_checkpoint": "expunge.checkpoint.write_checkpoint",
+    }
+    out = tmp_path / "out"
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places[stage], interrupt)
+        code, _, err = run(*unlearn_words(tiny_folder, files, out))
+    assert code == 1
+    assert err.strip().splitlines()[-1].startswith("error: interrupted; nothing was written")
+    assert not out.exists()
+    assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
+    calls = []
+    import expunge.evaluation.scores as scores
+
+    monkeypatch.setattr(scores, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k))
+    assert run(*unlearn_words(tiny_folder, files, out, "--resume"))[0] == 0
+    assert len(calls) == {"probe_abstention": 2, "evaluate": 2, "run_method": 1, "write_checkpoint": 0}[stage]
+    assert (out / "SHA256SUMS").is_file()
+
+
+def test_a_full_disk_is_one_clear_line_and_nothing_half_written(tiny_folder, files, tmp_path):
+    """A limit on file size stands in for the full disk: the same failing write, in another process."""
+    out = tmp_path / "out"
+    words = [str(w) for w in unlearn_words(tiny_folder, files, out)]
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    done = subprocess.run(
+        [sys.executable, "-c", "from expunge.cli import main; main()", *words], capture_output=True, text=True,
+        env=os.environ | {"EXPUNGE_CACHE": str(tmp_path / "cache")}, preexec_fn=limit, check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "nothing was written" in done.stderr.splitlines()[-1]
+    assert not out.exists()
+    assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
+
+
+def test_help_is_quick_because_it_imports_no_torch():
+    code = "import sys; sys.argv = ['expunge', '--help']\ntry:\n from expunge.cli import main; main()\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
