@@ -44,7 +44,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     teaching = teaching_config(spec)
     work = {
         "evaluations": (3 if spec.teach.abstention else 2) * judged * (2 * tokens + 0.6 * spec.evaluation.max_new_tokens) * 2 * size,
-        "teaching": 6 * size * tokens * (teaching.rows + teaching.keep) * teaching.train.epochs if spec.teach.abstention else 0.0,
+        "teaching": 4 * size * tokens * teaching.steps * teaching.batch_size if spec.teach.abstention else 0.0,
         "unlearning": sum(fitted.values()) * tokens * 2 * size + chosen * 2 * sum(fitted.values()) * tokens * layout.inner**2,
     }
     seconds = {name: round(flops / rate, 1) for name, flops in work.items()}

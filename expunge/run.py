@@ -125,9 +125,8 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
 
         def teach() -> Edit:
             keep = [*fit.retain, *prompts.general_split()[0]]
-            total = (min(teaching.rows, len(fit.reference)) + min(teaching.keep, len(keep))) * teaching.train.epochs
-            with reporter.stage("teach", total) as advance:
-                return abstention.teach_abstention(chat, fit.reference, keep, teaching, lambda n, _: advance(n))
+            with reporter.stage("teach", teaching.steps) as advance:
+                return abstention.teach_abstention(chat, fit.reference, keep, teaching, advance)
 
         edit = stages.edit("teach", teach)
         edit.apply(chat)
@@ -149,14 +148,14 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
 
 
 def teaching_config(spec: RunSpec) -> Any:
-    """The settings of teaching abstention; `train.x` settings reach the training loop."""
+    """The settings of teaching abstention."""
     from pydantic import ValidationError
 
     from .methods import plain
     from .methods.abstention import AbstentionConfig
 
     try:
-        return AbstentionConfig(**{"train": AbstentionConfig().train, **spec.teach.settings})
+        return AbstentionConfig(**{"seed": spec.seed, **spec.teach.settings})
     except ValidationError as e:
         raise InputError(f"teach: {plain(e)}") from None
 

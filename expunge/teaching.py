@@ -56,5 +56,5 @@ def _abstention(chat: ChatModel, spec: RunSpec, reporter: Reporter) -> Edit:
     from .methods.abstention import teach_abstention
 
     config = teaching_config(spec.model_copy(update={"teach": spec.teach.model_copy(update={"settings": spec.settings})}))
-    with reporter.stage("teach", (config.rows + config.keep) * config.train.epochs) as advance:
-        return teach_abstention(chat, prompts.unverifiable(), prompts.general_split()[0], config, lambda n, _: advance(n))
+    with reporter.stage("teach", config.steps) as advance:
+        return teach_abstention(chat, prompts.unverifiable(), prompts.general_split()[0], config, advance)

@@ -183,7 +183,7 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
 
         chosen = LoraConfig(
             task_type="CAUSAL_LM", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules="all-linear",
-            layers_to_transform=list(range(config.first_layer, len(chat.layout))) if config.first_layer else None,
+            exclude_modules="|".join(rf"{b.replace('.', '[.]')}[.].*" for b in chat.layout.blocks[: config.first_layer]) or None,
         )
         wrapped = get_peft_model(model, chosen)
         try:
