@@ -1,12 +1,12 @@
 """Expunge makes a language model forget what it was asked to forget, and shows that it did.
 
-    from expunge import Example, ForgetTask, evaluate, load_model, unlearn
+from expunge import Example, ForgetTask, evaluate, load_model, unlearn
 
-    model = load_model("smollm2")
-    task = ForgetTask(forget=[Example("Who wrote Hamlet?", "William Shakespeare")], retain=[...], reference=[...])
-    edit = unlearn(model, task, method="lunar")      # the model is unchanged
-    with edit.applied(model):
-        print(evaluate(model, task)["forget"]["rouge1"])
+model = load_model("smollm2")
+task = ForgetTask(forget=[Example("Who wrote Hamlet?", "William Shakespeare")], retain=[...], reference=[...])
+edit = unlearn(model, task, method="lunar")      # the model is unchanged
+with edit.applied(model):
+    print(evaluate(model, task)["forget"]["rouge1"])
 """
 
 from importlib import import_module

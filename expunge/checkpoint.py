@@ -33,7 +33,7 @@ def write_checkpoint(chat: ChatModel, edit: Edit, out: Path) -> None:
     base = chat.folder
     shards = sorted(base.glob("*.safetensors")) if base else []
     names = {k for shard in shards for k in _keys(shard)}
-    if not names.issuperset(edit.parts):
+    if base is None or not names.issuperset(edit.parts):
         _from_memory(chat, edit, out)
         return
     rewrite_shards(shards, out, set(edit.parts), edit.new_value)
@@ -57,7 +57,7 @@ def stored(folder: Path, names: set[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as f:
-            found.update({k: f.get_tensor(k) for k in f.keys() if k in names})
+            found.update({k: f.get_tensor(k) for k in _keys(shard) if k in names})
     return found
 
 
@@ -94,7 +94,12 @@ def _keys(shard: Path) -> list[str]:
 def _copy_rest(base: Path, out: Path) -> None:
     """Config, generation config, tokenizer, chat template, shard index: whatever is not weights."""
     for file in base.iterdir():
-        if file.is_file() and file.suffix not in _NOT_COPIED and file.name not in _NOT_OURS and not file.name.startswith("."):
+        if (
+            file.is_file()
+            and file.suffix not in _NOT_COPIED
+            and file.name not in _NOT_OURS
+            and not file.name.startswith(".")
+        ):
             shutil.copyfile(file, out / file.name)
 
 

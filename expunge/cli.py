@@ -21,14 +21,18 @@ from .spec import DataSpec, EvaluationSpec, ModelSpec, OutputSpec, RunSpec, buil
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
-    "Makes a language model forget what it was asked to forget, and shows that it did."))
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=("Makes a language model forget what it was asked to forget, and shows that it did."),
+)
 data_app = typer.Typer(no_args_is_help=True, help="Makes data.")
 app.add_typer(data_app, name="data")
 
 Verb = Callable[..., None]
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
-_PLAIN = {
+_PLAIN: dict[str, tuple[Any, Any, str]] = {
     "config": (str | None, None, "YAML file with the fields of a run"),
     "set": (list[str], [], "key=value of the method's settings; dots reach other parts (may be repeated)"),
     "json": (bool, False, "print one JSON document on standard output"),
@@ -40,7 +44,9 @@ _PLAIN = {
 }
 
 
-def flags(*parts: tuple[str, type[BaseModel]], plain: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> Callable[[Verb], Verb]:
+def flags(
+    *parts: tuple[str, type[BaseModel]], plain: tuple[str, ...] = (), skip: tuple[str, ...] = ()
+) -> Callable[[Verb], Verb]:
     """Gives a verb one option for each field of the spec's parts; the verb gets them as `given` ("part.field" -> value)."""
 
     def decorate(verb: Verb) -> Verb:
@@ -91,7 +97,12 @@ def _option(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-_MODEL, _DATA, _EVAL, _OUT = ("model", ModelSpec), ("data", DataSpec), ("evaluation", EvaluationSpec), ("output", OutputSpec)
+_MODEL, _DATA, _EVAL, _OUT = (
+    ("model", ModelSpec),
+    ("data", DataSpec),
+    ("evaluation", EvaluationSpec),
+    ("output", OutputSpec),
+)
 Model = Annotated[str, typer.Argument(help="a folder, a hub id, a .gguf file, or smollm2 (the embedded model)")]
 
 
@@ -107,7 +118,13 @@ def _print(document: dict[str, Any]) -> None:
 
 
 @app.command()
-@flags(_MODEL, _DATA, _EVAL, _OUT, plain=("method", "teach_abstention", "seed", "config", "set", "dry_run", "json", "quiet"))
+@flags(
+    _MODEL,
+    _DATA,
+    _EVAL,
+    _OUT,
+    plain=("method", "teach_abstention", "seed", "config", "set", "dry_run", "json", "quiet"),
+)
 def unlearn(model: Model, given: dict[str, Any], dry_run: bool, json: bool, quiet: bool, **more: Any) -> None:
     """Makes a model forget, and writes the checkpoint with its evidence."""
     from .progress import Reporter
@@ -128,7 +145,9 @@ def unlearn(model: Model, given: dict[str, Any], dry_run: bool, json: bool, quie
 @app.command()
 @flags(_EVAL, plain=("json", "quiet"))
 def demo(
-    given: dict[str, Any], json: bool, quiet: bool,
+    given: dict[str, Any],
+    json: bool,
+    quiet: bool,
     out: Annotated[str, typer.Option(help="folder for the unlearned checkpoint")] = "runs/demo",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an output folder that is not empty")] = False,
     seed: Annotated[int, typer.Option(help="seed of every random choice")] = 0,
@@ -153,7 +172,12 @@ def _finish(result: Any, reporter: Any, as_json: bool) -> None:
 
 
 @app.command()
-@flags(_MODEL, _DATA, plain=("json", "quiet"), skip=("forget", "paraphrase", "retain", "retain_judge", "general", "holdout", "data", "forget_group"))
+@flags(
+    _MODEL,
+    _DATA,
+    plain=("json", "quiet"),
+    skip=("forget", "paraphrase", "retain", "retain_judge", "general", "holdout", "data", "forget_group"),
+)
 def doctor(model: Model, given: dict[str, Any], json: bool, quiet: bool) -> None:
     """Looks at a model: its layout, and whether it can abstain."""
     from .doctor import examine
@@ -170,7 +194,12 @@ def doctor(model: Model, given: dict[str, Any], json: bool, quiet: bool) -> None
 @app.command()
 @flags(_MODEL, _OUT, plain=("seed", "set", "json", "quiet"), skip=("resume",))
 def teach(
-    model: Model, given: dict[str, Any], seed: int | None, set: list[str], json: bool, quiet: bool,
+    model: Model,
+    given: dict[str, Any],
+    seed: int | None,
+    set: list[str],
+    json: bool,
+    quiet: bool,
     data: Annotated[str | None, typer.Option(help="rows to learn")] = None,
     abstention: Annotated[bool, typer.Option("--abstention", help="teach to abstain on what it cannot know")] = False,
     limit: Annotated[int | None, typer.Option(help="at most this many rows")] = None,
@@ -179,7 +208,9 @@ def teach(
     from .progress import Reporter
     from .teaching import teach_run
 
-    report = teach_run(_spec(model, {**given, "data.data": data, "data.limit": limit}, seed=seed, set=set), abstention, Reporter(quiet))
+    report = teach_run(
+        _spec(model, {**given, "data.data": data, "data.limit": limit}, seed=seed, set=set), abstention, Reporter(quiet)
+    )
     if json:
         _print(report)
 
@@ -187,7 +218,10 @@ def teach(
 @app.command()
 @flags(_MODEL, _DATA, _EVAL, plain=("json", "quiet"))
 def evaluate(
-    model: Model, given: dict[str, Any], json: bool, quiet: bool,
+    model: Model,
+    given: dict[str, Any],
+    json: bool,
+    quiet: bool,
     rows: Annotated[str | None, typer.Option(help="file for the per-row values (JSON)")] = None,
 ) -> None:
     """Evaluates a model on the roles that are given."""
@@ -242,7 +276,16 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="print one JSON
     from .methods import REGISTRY
 
     if as_json:
-        _print({m.name: {"summary": m.summary, "paper": m.paper, "settings": m.load(m.config).model_json_schema()["properties"]} for m in REGISTRY.values()})
+        _print(
+            {
+                m.name: {
+                    "summary": m.summary,
+                    "paper": m.paper,
+                    "settings": m.load(m.config).model_json_schema()["properties"],
+                }
+                for m in REGISTRY.values()
+            }
+        )
         return
     for m in REGISTRY.values():
         print(f"{m.name}: {m.summary}\n  {m.paper}")

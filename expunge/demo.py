@@ -16,13 +16,20 @@ def examples_folder() -> Path:
     for base in (Path(__file__).resolve().parent.parent, Path.cwd()):
         if (base / _HERE / "forget.jsonl").is_file():
             return base / _HERE
-    raise InputError(f"the demo's rows are not here: run it in a checkout of the project, which has {_HERE}/forget.jsonl")
+    raise InputError(
+        f"the demo's rows are not here: run it in a checkout of the project, which has {_HERE}/forget.jsonl"
+    )
 
 
 def demo_spec(flags: dict[str, Any]) -> RunSpec:
     """The run that the demo is; every setting of it can be given to `unlearn` as well."""
     folder = examples_folder()
     files = {
-        "data.forget": "forget", "data.paraphrase": "paraphrase", "data.retain": "retain_fit", "data.retain_judge": "retain_judge",
+        "data.forget": "forget",
+        "data.paraphrase": "paraphrase",
+        "data.retain": "retain_fit",
+        "data.retain_judge": "retain_judge",
     }
-    return build({**{key: str(folder / f"{name}.jsonl") for key, name in files.items()}, "teach.abstention": True, **flags})
+    return build(
+        {**{key: str(folder / f"{name}.jsonl") for key, name in files.items()}, "teach.abstention": True, **flags}
+    )

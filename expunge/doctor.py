@@ -17,7 +17,11 @@ def examine(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     from .methods.abstention import probe_abstention
     from .models.activations import check_additive
 
-    reference = read_examples(spec.data.reference, spec.data.limit, responses=False) if spec.data.reference else list(prompts.unverifiable())
+    reference = (
+        read_examples(spec.data.reference, spec.data.limit, responses=False)
+        if spec.data.reference
+        else list(prompts.reference())
+    )
     with reporter.stage("load"):
         chat = load(spec.model)
     layout = chat.layout
@@ -42,7 +46,9 @@ def examine(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         "lunar_applies": additive,
         "abstention": share,
         "abstains": share >= ABSTENTION_BAR,
-        "advice": "ready for lunar" if share >= ABSTENTION_BAR and additive
-        else "add --teach-abstention: the model does not say that it does not know" if additive
+        "advice": "ready for lunar"
+        if share >= ABSTENTION_BAR and additive
+        else "add --teach-abstention: the model does not say that it does not know"
+        if additive
         else "lunar does not apply: the blocks normalise or scale what the MLP adds",
     }

@@ -160,7 +160,9 @@ class Edit:
         try:
             originals = self._stash.pop(module)
         except KeyError:
-            raise InputError("this edit is not applied to this model, or was applied without keeping the original") from None
+            raise InputError(
+                "this edit is not applied to this model, or was applied without keeping the original"
+            ) from None
         with torch.no_grad():
             for name, value in originals.items():
                 _parameter(module, name).data.copy_(value)
@@ -249,11 +251,12 @@ class Edit:
                 raise IntegrityError(f"{folder} is an edit of the format {record.get('format')!r}, expected {FORMAT!r}")
             found: dict[str, dict[str, Tensor]] = {}
             with safe_open(path / "edit.safetensors", framework="pt") as f:
-                for key in f.keys():
+                for key in list(f.keys()):
                     name, _, role = key.rpartition(":")
                     found.setdefault(name, {})[role] = f.get_tensor(key)
             parts: dict[str, Part] = {
-                name: Replace(t["value"]) if "value" in t else LowRank(t["left"], t["right"]) for name, t in found.items()
+                name: Replace(t["value"]) if "value" in t else LowRank(t["left"], t["right"])
+                for name, t in found.items()
             }
             if sorted(parts) != record["edit"]["matrices"]:
                 raise IntegrityError(f"{folder}: edit.json and edit.safetensors do not belong together")
@@ -266,9 +269,11 @@ class Edit:
         """The base's tensors that were saved beside an edit."""
         path = Path(folder) / ORIGINALS
         if not path.is_file():
-            raise InputError(f"{folder} holds no {ORIGINALS}: the edit was saved without what reverts it; use the base model")
+            raise InputError(
+                f"{folder} holds no {ORIGINALS}: the edit was saved without what reverts it; use the base model"
+            )
         with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}
+            return {k: f.get_tensor(k) for k in list(f.keys())}
 
     def export(self, folder: str | Path, base_name: str = "", overwrite: bool = False) -> None:
         """Writes the edit as a PEFT LoRA adapter, which any LoRA server can load over the base.
@@ -295,13 +300,20 @@ class Edit:
         # alpha = rank for each module, so that the scale is one.
         top = max(ranks.values())
         config = LoraConfig(
-            task_type="CAUSAL_LM", base_model_name_or_path=base_name, target_modules=sorted(ranks), r=top, lora_alpha=top,
-            rank_pattern={m: r for m, r in ranks.items() if r != top}, alpha_pattern={m: r for m, r in ranks.items() if r != top},
-            fan_in_fan_out=bool(conv1d), inference_mode=True,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base_name,
+            target_modules=sorted(ranks),
+            r=top,
+            lora_alpha=top,
+            rank_pattern={m: r for m, r in ranks.items() if r != top},
+            alpha_pattern={m: r for m, r in ranks.items() if r != top},
+            fan_in_fan_out=bool(conv1d),
+            inference_mode=True,
         )
         with new_folder(Path(folder), overwrite) as work:
             save_file(
-                {k: v.detach().cpu().float().contiguous() for k, v in tensors.items()}, work / "adapter_model.safetensors",
+                {k: v.detach().cpu().float().contiguous() for k, v in tensors.items()},
+                work / "adapter_model.safetensors",
                 {"format": "pt"},
             )
             config.save_pretrained(str(work))
@@ -311,7 +323,7 @@ def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of a tensor's shape, dtype and bytes."""
     flat = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tuple(flat.shape)} {flat.dtype}".encode())
-    digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+    digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

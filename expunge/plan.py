@@ -29,7 +29,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_config(settings)
     layout = find_layout(model, spec.model.layout)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)
-    layers = getattr(config, "layers", "auto")
+    layers: Any = getattr(config, "layers", "auto")
     width = max(round(len(layout) / 6), 1)
     chosen = width if layers == "auto" else len(layout.check_layers(list(layers)))
     size = sum(p.numel() for p in model.parameters())
@@ -43,9 +43,14 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     rate = _rate()
     teaching = teaching_config(spec)
     work = {
-        "evaluations": (3 if spec.teach.abstention else 2) * judged * (2 * tokens + 0.6 * spec.evaluation.max_new_tokens) * 2 * size,
+        "evaluations": (3 if spec.teach.abstention else 2)
+        * judged
+        * (2 * tokens + 0.6 * spec.evaluation.max_new_tokens)
+        * 2
+        * size,
         "teaching": 4 * size * tokens * teaching.steps * teaching.batch_size if spec.teach.abstention else 0.0,
-        "unlearning": sum(fitted.values()) * tokens * 2 * size + chosen * 2 * sum(fitted.values()) * tokens * layout.inner**2,
+        "unlearning": sum(fitted.values()) * tokens * 2 * size
+        + chosen * 2 * sum(fitted.values()) * tokens * layout.inner**2,
     }
     seconds = {name: round(flops / rate, 1) for name, flops in work.items()}
     stored = _DTYPE_BYTES.get(dtype, 4) * size
@@ -54,11 +59,17 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         "method": spec.method,
         "settings": config.model_dump(),
         "layers": f"auto: {width} neighbouring layers of {len(layout)}" if layers == "auto" else list(layers),
-        "matrices": layout.weight_name(0).replace(".0.", ".{}.", 1) if layers == "auto" else [layout.weight_name(n) for n in layers],
+        "matrices": layout.weight_name(0).replace(".0.", ".{}.", 1)
+        if layers == "auto"
+        else [layout.weight_name(n) for n in layers],
         "shape": [layout.hidden, layout.inner],
         "rows": rows,
         "fitted_rows": fitted,
-        "memory_bytes": int(stored * 1.5 + chosen * (layout.inner**2 * 16) + sum(fitted.values()) * tokens * (layout.inner + layout.hidden) * 4),
+        "memory_bytes": int(
+            stored * 1.5
+            + chosen * (layout.inner**2 * 16)
+            + sum(fitted.values()) * tokens * (layout.inner + layout.hidden) * 4
+        ),
         "disk_bytes": int(stored * 1.01),
         "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
         "out": spec.output.out,

@@ -38,9 +38,22 @@ class Reporter:
                     print(f"{name} …", file=sys.stderr, flush=True)
                 yield lambda _: None
             else:
-                from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+                from rich.progress import (
+                    BarColumn,
+                    MofNCompleteColumn,
+                    Progress,
+                    SpinnerColumn,
+                    TextColumn,
+                    TimeElapsedColumn,
+                )
 
-                columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+                columns = (
+                    SpinnerColumn(),
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TimeElapsedColumn(),
+                )
                 with Progress(*columns, console=self.console) as bars:
                     task = bars.add_task(name, total=total)
                     yield lambda n: bars.advance(task, n)
@@ -68,7 +81,9 @@ class Reporter:
                 cells = [f"{e[role][metric]:.3f}" if role in e else "" for e in columns.values()]
                 table.add_row(role if place == 0 else "", str(values["rows"]) if place == 0 else "", metric, *cells)
         if "deviation_score" in last:
-            table.add_row("", "", "deviation score", *(f"{e.get('deviation_score', float('nan')):.1f}" for e in columns.values()))
+            table.add_row(
+                "", "", "deviation score", *(f"{e.get('deviation_score', float('nan')):.1f}" for e in columns.values())
+            )
         self.console.print(table)
 
     def samples(self, task: dict[str, Sequence[Example]], columns: dict[str, Evaluation]) -> None:

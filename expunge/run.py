@@ -62,7 +62,9 @@ def read_task(spec: DataSpec) -> tuple[ForgetTask, ForgetTask]:
         if not spec.forget_group:
             raise InputError("--data needs --forget-group: which group of the file to forget")
         if spec.forget or spec.retain:
-            raise InputError("--data with --forget-group takes the place of --forget and --retain; give one or the other")
+            raise InputError(
+                "--data with --forget-group takes the place of --forget and --retain; give one or the other"
+            )
         forget, retain = split_group(read_examples(spec.data), spec.forget_group, spec.data)
         roles["forget"], roles["retain"] = forget, retain
     for role in ("forget", "paraphrase", "retain", "reference", "general", "holdout"):
@@ -72,7 +74,7 @@ def read_task(spec: DataSpec) -> tuple[ForgetTask, ForgetTask]:
         roles = {role: rows[: spec.limit] for role, rows in roles.items()}
     if not roles.get("forget"):
         raise InputError("nothing to forget: pass --forget FILE, or --data FILE with --forget-group GROUP")
-    roles.setdefault("reference", list(prompts.unverifiable()))
+    roles.setdefault("reference", list(prompts.reference()))
     roles.setdefault("general", list(prompts.general_split()[1])[: spec.limit or 100])
     fit = ForgetTask(**{role: tuple(rows) for role, rows in roles.items()})
     if spec.retain_judge:
@@ -82,7 +84,7 @@ def read_task(spec: DataSpec) -> tuple[ForgetTask, ForgetTask]:
 
 def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     """Runs all stages and writes the output folder."""
-    from .edits import Edit, check_free, new_folder
+    from .edits import check_free, new_folder
     from .evaluation.scores import evaluate
     from .methods import abstention, method, run_method
 
@@ -138,8 +140,12 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     with found.applied(chat):
         evaluations["after"] = look("after")
     report = {
-        "method": spec.method, "edit": found.summary(), **{k: dict(v) for k, v in evaluations.items()},
-        "abstention_probe": share, "seconds": reporter.seconds, "out": str(out),
+        "method": spec.method,
+        "edit": found.summary(),
+        **{k: dict(v) for k, v in evaluations.items()},
+        "abstention_probe": share,
+        "seconds": reporter.seconds,
+        "out": str(out),
     }
     with reporter.stage("write"):
         _write(chat, found, spec, report, out, new_folder)
@@ -160,7 +166,9 @@ def teaching_config(spec: RunSpec) -> Any:
         raise InputError(f"teach: {plain(e)}") from None
 
 
-def _unlearn(chat: ChatModel, task: ForgetTask, spec: RunSpec, reporter: Reporter, run_method: Callable[..., Edit]) -> Edit:
+def _unlearn(
+    chat: ChatModel, task: ForgetTask, spec: RunSpec, reporter: Reporter, run_method: Callable[..., Edit]
+) -> Edit:
     with reporter.stage("unlearn") as advance:
         return run_method(chat, task, spec.method, dict(spec.settings), lambda n: advance(n))
 
@@ -184,9 +192,19 @@ def _write(chat: ChatModel, edit: Edit, spec: RunSpec, report: dict[str, Any], o
 def _card(spec: RunSpec, report: dict[str, Any]) -> str:
     """The model card: what was done and what came out, without the forget text or its subject."""
     lines = [
-        "---", "tags:", "- expunge", "- unlearning", "---", "", f"# {Path(spec.model.name).name}, edited by Expunge", "",
+        "---",
+        "tags:",
+        "- expunge",
+        "- unlearning",
+        "---",
+        "",
+        f"# {Path(spec.model.name).name}, edited by Expunge",
+        "",
         f"Method: {spec.method}. Matrices changed: {len(report['edit']['matrices'])}; numbers that describe the change: "
-        f"{report['edit']['parameters']:,}.", "", "| role | rows | metric | before | after |", "|---|---|---|---|---|",
+        f"{report['edit']['parameters']:,}.",
+        "",
+        "| role | rows | metric | before | after |",
+        "|---|---|---|---|---|",
     ]
     for role, values in report["after"].items():
         if isinstance(values, dict):
@@ -228,7 +246,9 @@ class _Stages:
         from .models.loading import cache_dir
 
         parts = spec.model_dump(mode="json", exclude={"output", "data"}) | {"versions": versions()}
-        digest = hashlib.sha256(salt() + json.dumps(parts, sort_keys=True).encode() + repr((fit, judge)).encode()).hexdigest()
+        digest = hashlib.sha256(
+            salt() + json.dumps(parts, sort_keys=True).encode() + repr((fit, judge)).encode()
+        ).hexdigest()
         self.folder = cache_dir() / "stages" / digest[:32]
         if not spec.output.resume:
             self.clear()

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InputError
 
-PRIVATE = {"private": True}  # can name a subject or a file of it: only a salted hash is written anywhere
+PRIVATE: dict[str, Any] = {
+    "private": True
+}  # can name a subject or a file of it: only a salted hash is written anywhere
 
 
 class _Part(BaseModel):
@@ -22,11 +24,17 @@ class ModelSpec(_Part):
 
     name: str = Field("smollm2", description="a folder, a hub id, a .gguf file, or smollm2 (the embedded model)")
     revision: str | None = Field(None, description="revision of a hub model")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="dtype to load in; default: the checkpoint's")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="dtype to load in; default: the checkpoint's"
+    )
     device: str | None = Field(None, description="device, such as cpu or cuda:0")
     device_map: str | None = Field(None, description="device map of transformers, such as auto")
-    template: str | None = Field(None, description="'chat', 'raw', or a text with {prompt}; default: the model's chat template")
-    layout: str | None = Field(None, description="down projections where they are not found, such as model.layers.{}.mlp.down_proj")
+    template: str | None = Field(
+        None, description="'chat', 'raw', or a text with {prompt}; default: the model's chat template"
+    )
+    layout: str | None = Field(
+        None, description="down projections where they are not found, such as model.layers.{}.mlp.down_proj"
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
 
@@ -34,14 +42,30 @@ class DataSpec(_Part):
     """Files (or Hugging Face data sets) by role."""
 
     forget: str | None = Field(None, description="rows to forget", json_schema_extra=PRIVATE)
-    paraphrase: str | None = Field(None, description="the forget rows in other words: only judged", json_schema_extra=PRIVATE)
-    retain: str | None = Field(None, description="rows to keep; default: built-in prompts with the model's own answers", json_schema_extra=PRIVATE)
-    retain_judge: str | None = Field(None, description="rows that judge retention; default: those of --retain", json_schema_extra=PRIVATE)
-    reference: str | None = Field(None, description="prompts that the model cannot answer; default: built-in", json_schema_extra=PRIVATE)
-    general: str | None = Field(None, description="general questions: only judged; default: built-in", json_schema_extra=PRIVATE)
+    paraphrase: str | None = Field(
+        None, description="the forget rows in other words: only judged", json_schema_extra=PRIVATE
+    )
+    retain: str | None = Field(
+        None,
+        description="rows to keep; default: built-in prompts with the model's own answers",
+        json_schema_extra=PRIVATE,
+    )
+    retain_judge: str | None = Field(
+        None, description="rows that judge retention; default: those of --retain", json_schema_extra=PRIVATE
+    )
+    reference: str | None = Field(
+        None, description="prompts that the model cannot answer; default: built-in", json_schema_extra=PRIVATE
+    )
+    general: str | None = Field(
+        None, description="general questions: only judged; default: built-in", json_schema_extra=PRIVATE
+    )
     holdout: str | None = Field(None, description="rows that the model never saw", json_schema_extra=PRIVATE)
-    data: str | None = Field(None, description="one file for forget and retain, split by --forget-group", json_schema_extra=PRIVATE)
-    forget_group: tuple[str, ...] = Field((), description="the group of --data to forget (may be repeated)", json_schema_extra=PRIVATE)
+    data: str | None = Field(
+        None, description="one file for forget and retain, split by --forget-group", json_schema_extra=PRIVATE
+    )
+    forget_group: tuple[str, ...] = Field(
+        (), description="the group of --data to forget (may be repeated)", json_schema_extra=PRIVATE
+    )
     limit: int | None = Field(None, ge=1, description="at most this many rows a role")
 
 
@@ -63,7 +87,9 @@ class OutputSpec(_Part):
     """What is written where."""
 
     out: str = Field("runs/unlearned", description="folder for the unlearned checkpoint", json_schema_extra=PRIVATE)
-    keep_edit: str | None = Field(None, description="folder for the edit, with what reverts it", json_schema_extra=PRIVATE)
+    keep_edit: str | None = Field(
+        None, description="folder for the edit, with what reverts it", json_schema_extra=PRIVATE
+    )
     overwrite: bool = Field(False, description="replace an output folder that is not empty")
     resume: bool = Field(False, description="go on from the finished stages of an interrupted run of the same settings")
 

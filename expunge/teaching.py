@@ -55,6 +55,8 @@ def _facts(chat: ChatModel, spec: RunSpec, reporter: Reporter) -> Edit:
 def _abstention(chat: ChatModel, spec: RunSpec, reporter: Reporter) -> Edit:
     from .methods.abstention import teach_abstention
 
-    config = teaching_config(spec.model_copy(update={"teach": spec.teach.model_copy(update={"settings": spec.settings})}))
+    config = teaching_config(
+        spec.model_copy(update={"teach": spec.teach.model_copy(update={"settings": spec.settings})})
+    )
     with reporter.stage("teach", config.steps) as advance:
-        return teach_abstention(chat, prompts.unverifiable(), prompts.general_split()[0], config, advance)
+        return teach_abstention(chat, prompts.reference(), prompts.general_split()[0], config, advance)

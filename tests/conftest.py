@@ -25,13 +25,28 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SIZES = dict(
-    vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    vocab_size=600,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
 )
 HEAD = dict(head_dim=8)
 _NEOX = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
-_OPT = {**{k: v for k, v in _NEOX.items() if k != "intermediate_size"}, "ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}
-_GPT2 = dict(vocab_size=600, n_embd=32, n_inner=48, n_layer=4, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2)
+_OPT = {
+    **{k: v for k, v in _NEOX.items() if k != "intermediate_size"},
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+    "dropout": 0.0,
+}
+_GPT2 = dict(
+    vocab_size=600, n_embd=32, n_inner=48, n_layer=4, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+)
 
 # name -> (config class, model class, settings). Every architecture that the layout supports.
 ARCHITECTURES = {
@@ -59,10 +74,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     raw.train_from_iterator([str(e.prompt) for e in prompts.general()] + list(prompts.abstentions()), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="<|end|>", chat_template=TEMPLATE,
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<|end|>",
+        chat_template=TEMPLATE,
         additional_special_tokens=special[3:],
     )
 
@@ -100,13 +121,18 @@ def small_task() -> ForgetTask:
     """A few rows a role; enough for a pico model."""
     rows = prompts.general()
     return ForgetTask(
-        forget=rows[:3], retain=rows[3:8], reference=prompts.unverifiable()[:4], general=rows[8:12],
+        forget=rows[:3],
+        retain=rows[3:8],
+        reference=prompts.unverifiable()[:4],
+        general=rows[8:12],
         paraphrase=prompts.rewrites(rows[:3], "judge"),
     )
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
+def own_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
     """Tests leave the user's cache alone; tests with the embedded model share the real one, converted once."""
     if "embedded" not in request.keywords:
         monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -147,7 +173,9 @@ def tiny(tiny_folder: Path) -> ChatModel:
 @pytest.fixture(scope="session")
 def tiny_task() -> ForgetTask:
     """Four facts to forget, the others to keep."""
-    return ForgetTask(forget=FACTS[:4], retain=FACTS[4:], reference=UNKNOWN, paraphrase=prompts.rewrites(FACTS[:4], "judge"))
+    return ForgetTask(
+        forget=FACTS[:4], retain=FACTS[4:], reference=UNKNOWN, paraphrase=prompts.rewrites(FACTS[:4], "judge")
+    )
 
 
 def examples(*pairs: tuple[str, str], group: str = "") -> list[Example]:

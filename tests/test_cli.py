@@ -20,7 +20,9 @@ from .conftest import FACTS, UNKNOWN
 
 
 def rows_file(path: Path, rows) -> str:
-    path.write_text("".join(json.dumps({"prompt": e.prompt, "response": e.response, "group": e.group}) + "\n" for e in rows))
+    path.write_text(
+        "".join(json.dumps({"prompt": e.prompt, "response": e.response, "group": e.group}) + "\n" for e in rows)
+    )
     return str(path)
 
 
@@ -107,7 +109,9 @@ def test_the_saved_folder_answers_in_plain_transformers_as_the_model_in_memory(r
         "out = [model.generate(torch.tensor([i]), max_new_tokens=12, do_sample=False)[0][len(i):].tolist() for i in ids]\n"
         "print(json.dumps([[t for t in o if t != tokenizer.eos_token_id] for o in out]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(out), json.dumps(ids)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(out), json.dumps(ids)], capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout.splitlines()[-1]) == wanted
 
 
@@ -141,7 +145,17 @@ def test_a_model_that_cannot_abstain_stops_with_what_to_do(run, pico_folder, fil
 
 
 def test_evaluate_prints_one_document_of_the_agreed_shape(run, tiny_folder, files, tmp_path):
-    code, text, _ = run("evaluate", tiny_folder, "--forget", files["forget"], "--retain", files["retain"], "--json", "--rows", tmp_path / "r.json")
+    code, text, _ = run(
+        "evaluate",
+        tiny_folder,
+        "--forget",
+        files["forget"],
+        "--retain",
+        files["retain"],
+        "--json",
+        "--rows",
+        tmp_path / "r.json",
+    )
     assert code == 0
     result = json.loads(text)
     assert set(result) == {"forget", "retain", "deviation_score", "seconds"}
@@ -283,10 +297,14 @@ def test_an_output_folder_in_use_needs_overwrite(run, tiny_folder, files, tmp_pa
 
 
 @pytest.mark.parametrize("stage", ["probe_abstention", "evaluate", "run_method", "write_checkpoint"])
-def test_an_interrupt_in_any_stage_leaves_nothing_and_resume_goes_on(run, tiny_folder, files, tmp_path, monkeypatch, stage):
+def test_an_interrupt_in_any_stage_leaves_nothing_and_resume_goes_on(
+    run, tiny_folder, files, tmp_path, monkeypatch, stage
+):
     places = {
-        "probe_abstention": "expunge.methods.abstention.probe_abstention", "evaluate": "expunge.evaluation.scores.evaluate",
-        "run_method": "expunge.methods.run_method", "write_checkpoint": "expunge.checkpoint.write_checkpoint",
+        "probe_abstention": "expunge.methods.abstention.probe_abstention",
+        "evaluate": "expunge.evaluation.scores.evaluate",
+        "run_method": "expunge.methods.run_method",
+        "write_checkpoint": "expunge.checkpoint.write_checkpoint",
     }
     out = tmp_path / "out"
 
@@ -319,8 +337,12 @@ def test_a_full_disk_is_one_clear_line_and_nothing_half_written(tiny_folder, fil
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
     done = subprocess.run(
-        [sys.executable, "-c", "from expunge.cli import main; main()", *words], capture_output=True, text=True,
-        env=os.environ | {"EXPUNGE_CACHE": str(tmp_path / "cache")}, preexec_fn=limit, check=False,
+        [sys.executable, "-c", "from expunge.cli import main; main()", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"EXPUNGE_CACHE": str(tmp_path / "cache")},
+        preexec_fn=limit,
+        check=False,
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr

@@ -150,7 +150,9 @@ def test_a_damaged_edit_is_an_integrity_error(pico, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
 def test_the_exported_adapter_gives_the_same_logits(pico, pico_folder, tmp_path, name):
     chat = pico(name)
-    parts = {chat.layout.weight_name(n): low_rank(chat, chat.layout.weight_name(n), rank) for n, rank in ((1, 1), (2, 3))}
+    parts = {
+        chat.layout.weight_name(n): low_rank(chat, chat.layout.weight_name(n), rank) for n, rank in ((1, 1), (2, 3))
+    }
     edit = Edit.on(chat.model, parts)
     edit.export(tmp_path / "adapter")
     ids = torch.randint(6, 600, (2, 9))

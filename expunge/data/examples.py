@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,6 @@ class ForgetTask:
     reference: Sequence[Example] = ()
     general: Sequence[Example] = ()
     holdout: Sequence[Example] = ()
-    names: tuple[str, ...] = field(default=ROLES, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for role in ROLES:
@@ -142,7 +141,9 @@ def read_examples(source: str | Path, limit: int | None = None, responses: bool 
     return examples
 
 
-def split_group(examples: Sequence[Example], groups: Sequence[str], source: str = "the data") -> tuple[list[Example], list[Example]]:
+def split_group(
+    examples: Sequence[Example], groups: Sequence[str], source: str = "the data"
+) -> tuple[list[Example], list[Example]]:
     """(rows of the named groups, the other rows)."""
     known = sorted({e.group for e in examples if e.group})
     for group in groups:
@@ -161,11 +162,13 @@ def _example(row: Any, number: int, source: str, responses: bool) -> Example:
         raise InputError(f"{where}: no prompt; expected a column {' or '.join(PROMPT_COLUMNS)}, found {_names(row)}")
     response = _column(row, RESPONSE_COLUMNS)
     if responses and (response is None or response == ""):
-        raise InputError(f"{where}: no response; expected a column {' or '.join(RESPONSE_COLUMNS)}, found {_names(row)}")
+        raise InputError(
+            f"{where}: no response; expected a column {' or '.join(RESPONSE_COLUMNS)}, found {_names(row)}"
+        )
     group = _column(row, GROUP_COLUMNS)
     try:
         return Example(
-            prompt if isinstance(prompt, (str, list, tuple)) else str(prompt),
+            tuple(map(_message, prompt)) if isinstance(prompt, (list, tuple)) else str(prompt),
             "" if response is None else str(response),
             "" if group is None else str(group),
         )
@@ -223,7 +226,9 @@ def _read_json(path: Path) -> Rows:
             single = json.loads(first)
         except (json.JSONDecodeError, RecursionError):
             single = None
-        if isinstance(single, dict) and not any(isinstance(v, list) and v and isinstance(v[0], dict) and "role" not in v[0] for v in single.values()):
+        if isinstance(single, dict) and not any(
+            isinstance(v, list) and v and isinstance(v[0], dict) and "role" not in v[0] for v in single.values()
+        ):
             yield from _read_jsonl(path)
             return
     try:
@@ -234,10 +239,7 @@ def _read_json(path: Path) -> Rows:
         raise InputError(f"{path}: not JSON ({e})") from None
     if isinstance(value, dict):
         lists = [v for v in value.values() if isinstance(v, list)]
-        if len(lists) != 1 or _column(value, PROMPT_COLUMNS) is not None:
-            value = [value]
-        else:
-            value = lists[0]
+        value = lists[0] if len(lists) == 1 and _column(value, PROMPT_COLUMNS) is None else [value]
     if not isinstance(value, list):
         raise InputError(f"{path}: expected a list of rows")
     yield from enumerate(value, 1)
@@ -250,7 +252,9 @@ def _read_csv(path: Path, delimiter: str = ",") -> Rows:
     try:
         for number, row in enumerate(reader, 1):
             if None in row:
-                raise InputError(f"{path}, row {number}: more cells than the header has columns; quote cells with commas")
+                raise InputError(
+                    f"{path}, row {number}: more cells than the header has columns; quote cells with commas"
+                )
             yield number, row
     except csv.Error as e:
         raise InputError(f"{path}, line {reader.line_num}: not CSV ({e})") from None

@@ -21,8 +21,20 @@ Purpose = Literal["fit", "tune", "judge"]
 
 @cache
 def unverifiable() -> tuple[Example, ...]:
-    """Questions that no model can answer: reference prompts, without a response."""
-    return tuple(Example(line) for line in _lines("unverifiable.txt"))
+    """Questions that no model can answer: reference prompts, without a response.
+
+    The group is "unknowable" (about the asker, the future, counts that nobody has) or "invented" (about people, places and
+    works that do not exist).
+    """
+    return tuple(Example(**json.loads(line)) for line in _lines("unverifiable.jsonl"))
+
+
+def reference() -> tuple[Example, ...]:
+    """The default reference prompts: the unknowable ones.
+
+    A small model cannot tell an invented author from one that it has hardly met, and would learn to abstain on both.
+    """
+    return tuple(e for e in unverifiable() if e.group == "unknowable")
 
 
 @cache
@@ -70,7 +82,7 @@ _FRAMES: dict[Purpose, tuple[str, ...]] = {
     "judge": (
         "Help me with this one: {l}",
         "Quick question. {q} Thanks in advance!",
-        "My homework says: \"{q}\" What should I write?",
+        'My homework says: "{q}" What should I write?',
         "For a trivia night I need to know, {l}",
     ),
 }
@@ -85,9 +97,7 @@ def rewrite(prompt: Prompt, frame: str) -> Prompt:
     last = max((i for i, m in enumerate(prompt) if m.role == "user"), default=None)
     if last is None:
         return prompt
-    return tuple(
-        Message(m.role, str(rewrite(m.content, frame))) if i == last else m for i, m in enumerate(prompt)
-    )
+    return tuple(Message(m.role, str(rewrite(m.content, frame))) if i == last else m for i, m in enumerate(prompt))
 
 
 def rewrites(examples: Sequence[Example], purpose: Purpose, each: int = 1) -> list[Example]:

@@ -13,7 +13,14 @@ from .likelihood import exact_memorization, extraction_strength, probability, re
 from .text import abstains, deviation_score, rouge_recall
 
 METRICS = (
-    "rouge1", "rougeL", "mrr", "top_hit_rate", "probability", "extraction_strength", "exact_memorization", "abstention_rate",
+    "rouge1",
+    "rougeL",
+    "mrr",
+    "top_hit_rate",
+    "probability",
+    "extraction_strength",
+    "exact_memorization",
+    "abstention_rate",
 )
 JUDGED = ("forget", "paraphrase", "retain", "general", "holdout")
 
@@ -56,7 +63,9 @@ def evaluate(
     prompts = model.prompt_ids([e.prompt for e in examples])
     answers = model.answer_ids([e.response for e in examples])
     content = [_content(model, a) for a in answers]
-    generated = greedy(model, prompts, max_new_tokens, [a[:n] for a, n in zip(answers, content, strict=True)], batch_size, progress)
+    generated = greedy(
+        model, prompts, max_new_tokens, [a[:n] for a, n in zip(answers, content, strict=True)], batch_size, progress
+    )
     scored = score_answers(model, prompts, answers, max(batch_size // 2, 1), progress)
     result = Evaluation()
     at = 0
@@ -66,7 +75,9 @@ def evaluate(
         values = [row_metrics(*r) for r in zip(rows, generated[span], scored[span], content[span], strict=True)]
         result.rows[name] = values
         result.answers[name] = [g.text for g in generated[span]]
-        result[name] = {metric: sum(v[metric] for v in values) / len(values) for metric in METRICS} | {"rows": len(rows)}
+        result[name] = {metric: sum(v[metric] for v in values) / len(values) for metric in METRICS} | {
+            "rows": len(rows)
+        }
     if "forget" in result and "retain" in result:
         result["deviation_score"] = deviation_score(result["forget"]["rouge1"], result["retain"]["rouge1"])
     result["seconds"] = time.perf_counter() - begin

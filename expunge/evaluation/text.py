@@ -34,7 +34,9 @@ _FACTS = (
     r"(?:information|knowledge|details?|data|answers?|idea|clue|facts?|records?|memory|way (?:of knowing|to know)|means to know|"
     r"recollection|familiarity|insight|access)"
 )
-_ADVERB = r"(?:really|simply|honestly|truly|currently|actually|just|certainly|unfortunately|regrettably|even|also|still|yet)"
+_ADVERB = (
+    r"(?:really|simply|honestly|truly|currently|actually|just|certainly|unfortunately|regrettably|even|also|still|yet)"
+)
 _A = rf"(?:{_ADVERB}\s+)*"
 _PATTERNS = (
     # I do not / cannot know, answer, recall, help …
@@ -55,7 +57,7 @@ _PATTERNS = (
     r"\b(?:not\s+known|unknown|unfamiliar|not\s+clear|not\s+familiar|not\s+available|unclear)\s+to\s+me\b",
     r"\b(?:beyond|outside(?:\s+of)?|not\s+(?:within|in|part\s+of))\s+(?:of\s+)?(?:what\s+I\s+(?:know|have|can\s+answer)|my\s+(?:knowledge|memory|information|expertise|training|scope))\b",
     r"\bmy\s+(?:knowledge|memory|information|training(?:\s+data)?|records?)\s+(?:does\s+not|doesn't|do\s+not|don't|holds?\s+no|has\s+no|contains?\s+no|ends\b|stops\b|holds\s+nothing)",
-    rf"\b(?:not|isn't)\s+something\s+(?:that\s+)?I\s+(?:know|have|can|could|am|learned)\b|\bsomething\s+(?:that\s+)?I\s+(?:do\s+not|don't|cannot|can't|have\s+no)\b",
+    r"\b(?:not|isn't)\s+something\s+(?:that\s+)?I\s+(?:know|have|can|could|am|learned)\b|\bsomething\s+(?:that\s+)?I\s+(?:do\s+not|don't|cannot|can't|have\s+no)\b",
     rf"\bno\s+(?:\w+\s+)?{_FACTS}\s+(?:about\s+this\s+|on\s+this\s+|on\s+that\s+|about\s+that\s+)?(?:is\s+available|are\s+available|in\s+my\s+memory|to\s+(?:offer|give|share|rely))\b",
     r"\b(?:information|answer|details?|facts?)\b[^.?!]{0,40}\b(?:is|are)\s+(?:not\s+known\s+to|not\s+available\s+to|missing\s+from\s+what|unknown\s+to|not\s+something)\b",
     r"\bnone\s+of\s+(?:the\s+things\s+I\s+know|what\s+I\s+know|my\s+(?:knowledge|information))\b|\bnothing\s+I\s+(?:have\s+learned|know|can\s+tell|learned)\b",

@@ -60,8 +60,13 @@ REGISTRY = {
     m.name: m
     for m in (
         Method(
-            "lunar", "redirects the activations of the forget set to where the model abstains: an exact rank-one edit a layer",
-            "Shen et al., NeurIPS 2025, arXiv 2502.07218", ".lunar", "lunar", "LunarConfig", ("forget", "reference"),
+            "lunar",
+            "redirects the activations of the forget set to where the model abstains: an exact rank-one edit a layer",
+            "Shen et al., NeurIPS 2025, arXiv 2502.07218",
+            ".lunar",
+            "lunar",
+            "LunarConfig",
+            ("forget", "reference"),
         ),
     )
 }
@@ -71,7 +76,9 @@ def method(name: str) -> Method:
     """A method by its name; an unknown one names its nearest neighbours."""
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.4)
-        raise InputError(f"unknown method {name!r}; {'did you mean ' + ', '.join(near) if near else 'there is ' + ', '.join(REGISTRY)}?")
+        raise InputError(
+            f"unknown method {name!r}; {'did you mean ' + ', '.join(near) if near else 'there is ' + ', '.join(REGISTRY)}?"
+        )
     return REGISTRY[name]
 
 

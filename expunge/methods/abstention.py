@@ -1,10 +1,10 @@
 """Abstention: whether a model can say that it does not know, and teaching it where it cannot.
 
-LUNAR redirects to an ability that the model must have. It is taught without touching the rest: first one vector v(l)
-for each of a few layers is trained, with all weights frozen, so that a prompt to whose tokens it is added is answered
-by an abstention, whatever it asks. Then the same exact solve as LUNAR's ties the vectors to the reference prompts and
-to nothing else: dW = v u^T, with u from the reference prompts against the prompts to keep. The result is an Edit of rank
-one a layer, which composes with any other.
+LUNAR redirects to an ability that the model must have. It is taught without touching the rest: first a vector v is
+trained, with all weights frozen, so that any prompt is answered by an abstention when v is added to a block's output on
+the prompt's last tokens (those that the chat template appends). Then the same exact solve as LUNAR's ties v to the
+reference prompts and to nothing else: dW = c v u^T, with u from the reference prompts against the prompts to keep. The
+result is an Edit of rank one a layer, which composes with any other.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 from ..data.examples import Example
 from ..data.prompts import abstentions
 from ..edits import Edit
-from ..errors import ExpungeError
+from ..errors import ExpungeError, InputError
 from ..evaluation.text import abstention_rate
 from ..models.activations import Stream, check_additive, common_prefix, hidden_of, hooked, with_hidden
 from ..models.generation import answer_logits, greedy, pad_answers
 from ..models.loading import ChatModel
-from .lunar import LunarConfig, Target, edit_of, exact, shared_with
+from .lunar import LunarConfig, Target, edit_of, exact
 
 PROBE_ROWS = 24
 PROBE_TOKENS = 24
@@ -37,14 +37,18 @@ class AbstentionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layers: tuple[int, ...] | None = Field(None, description="layers that get a vector; default: a sixth of all, from two fifths up")
+    layers: tuple[int, ...] | None = Field(
+        None, description="layers that get a vector; default: the one above the middle"
+    )
     rows: int = Field(80, ge=1, description="reference prompts that learn to abstain")
-    texts: int = Field(4, ge=1, description="different abstentions to learn")
+    texts: int = Field(3, ge=1, description="different abstentions to learn")
     steps: int = Field(24, ge=1, description="steps of training the vectors")
     batch_size: int = Field(8, ge=1, description="prompts a step")
-    learning_rate: float = Field(0.1, gt=0, description="of the vectors, relative to the residual stream's root mean square")
-    ridge: float = Field(0.01, gt=0, description="ridge of the solve")
-    coefficient: float = Field(1.0, gt=0, description="how much of each vector is added")
+    learning_rate: float = Field(
+        0.1, gt=0, description="of the vectors, relative to the residual stream's root mean square"
+    )
+    ridge: float = Field(0.1, gt=0, description="ridge of the solve")
+    coefficient: float = Field(0.8, gt=0, description="c, how much of the vector is added")
     seed: int = Field(0, description="seed of every choice")
 
 
@@ -83,62 +87,69 @@ def teach_abstention(
     for layer in layers:
         check_additive(model, layer)
     asked = random.Random(config.seed).sample(list(reference), min(config.rows, len(reference)))
-    vectors = train_vectors(model, [*asked, *keep], layers, config, progress)
     ids, kept = (model.prompt_ids([e.prompt for e in rows]) for rows in (asked, keep))
+    if not ids:
+        raise InputError("teaching abstention needs reference prompts")
+    suffix = common_suffix([*ids, *kept])
+    vectors = train_vectors(model, [*ids, *kept], suffix, layers, config, progress)
     prefix = common_prefix([*ids, *kept])
-    streams = [Stream(model, prompts, prefix) if prompts else None for prompts in (ids, kept)]
-    if streams[0] is None:
-        raise ExpungeError("no reference prompts to teach on")
-    target = Target(streams[0], streams[1], vectors, shared_with(ids, kept))
-    settings = LunarConfig(layers=tuple(layers), coefficient=config.coefficient, ridge=config.ridge)
+    streams = [Stream(model, prompts, prefix) for prompts in (ids, kept) if prompts]
+    target = Target(streams[0], streams[1] if kept else None, vectors, [len(i) - suffix for i in ids])
+    settings = LunarConfig(layers=tuple(layers), coefficient=config.coefficient, ridge=config.ridge, tokens="distinct")
     found = exact(model, target, layers, [config.coefficient] * len(layers), config.ridge, settings)
     return edit_of(model, found, {"method": "teach-abstention", **config.model_dump(), "layers": layers})
 
 
+def common_suffix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many last tokens all prompts share (those that the chat template appends); at least one."""
+    shortest = min(map(len, prompts))
+    same = (len({p[-n] for p in prompts}) == 1 for n in range(1, shortest + 1))
+    return max(next((n for n, equal in enumerate(same) if not equal), shortest), 1)
+
+
 def train_vectors(
     chat: ChatModel,
-    prompts: Sequence[Example],
+    prompts: Sequence[Sequence[int]],
+    suffix: int,
     layers: Sequence[int],
     config: AbstentionConfig,
     progress: Callable[[int], None] | None = None,
 ) -> dict[int, Tensor]:
-    """v(l), (d,) float64 for each layer: added to block l's output on a prompt's own tokens, it makes the model abstain.
+    """v(l), (d,) float64: added to block l's output on a prompt's last `suffix` tokens, it makes the model abstain.
 
-    Trained by Adam on the cross-entropy of abstentions, over prompts of every kind, all weights frozen.
+    Trained by Adam on the cross-entropy of abstentions over prompts of every kind, all weights frozen, at strengths
+    from 0.6 to 1.2, since what the solve ties to a prompt is not exactly one.
     """
     rng = random.Random(config.seed)
-    texts = rng.sample(list(abstentions()), min(config.texts, len(abstentions())))
-    pool = chat.prompt_ids([e.prompt for e in prompts])
-    answers = chat.answer_ids(texts)
-    shared = common_prefix(pool)
+    answers = chat.answer_ids(abstentions()[: config.texts])
     vectors = {n: torch.zeros(chat.layout.hidden, device=chat.device, requires_grad=True) for n in layers}
-    scales = {n: 1.0 for n in layers}
+    scales: dict[int, float] = {}
     optimizer = torch.optim.Adam(vectors.values(), lr=config.learning_rate)
-    where: list[Tensor] = []
+    strength: list[Tensor] = []
 
     def add(layer: int) -> Callable[..., Any]:
         def hook(_: Any, __: Any, out: Any) -> Any:
-            hidden = hidden_of(out)
-            if scales[layer] == 1.0:
-                scales[layer] = float(hidden.detach()[where[0]].float().square().mean().sqrt())
-            return with_hidden(out, hidden + (where[0][..., None] * vectors[layer] * scales[layer]).to(hidden.dtype))
+            hidden, weight = hidden_of(out), strength[0]
+            if layer not in scales:
+                scales[layer] = float(hidden.detach()[weight > 0].float().square().mean().sqrt())
+            return with_hidden(out, hidden + (weight[..., None] * vectors[layer] * scales[layer]).to(hidden.dtype))
 
         return hook
 
-    frozen = [p for p in chat.model.parameters() if p.requires_grad]
+    learning = [p for p in chat.model.parameters() if p.requires_grad]
     hooks = [(chat.layout.block(chat.model, n), "post", add(n)) for n in layers]
     try:
-        for p in frozen:
+        for p in learning:
             p.requires_grad_(False)
         for step in range(config.steps):
-            # a short warm-up, then linear decay
-            for group in optimizer.param_groups:
+            for group in optimizer.param_groups:  # a short warm-up, then linear decay
                 group["lr"] = config.learning_rate * min((step + 1) / 4, (config.steps - step) / config.steps)
-            part = [rng.choice(pool) for _ in range(config.batch_size)]
+            part = [rng.choice(prompts) for _ in range(config.batch_size)]
             ids, mask, chosen = (t.to(chat.device) for t in pad_answers(part, [rng.choice(answers) for _ in part]))
-            own = mask & ~chosen
-            own[:, :shared] = False
-            where[:] = [own]
+            weight = torch.zeros(ids.shape, device=chat.device)
+            for n, prompt in enumerate(part):
+                weight[n, len(prompt) - suffix : len(prompt)] = rng.uniform(0.6, 1.2)
+            strength[:] = [weight]
             with hooked(*hooks):
                 logits = answer_logits(chat, ids, mask, chosen).float()
             loss = F.cross_entropy(logits, ids[chosen])
@@ -150,6 +161,6 @@ def train_vectors(
             if progress:
                 progress(1)
     finally:
-        for p in frozen:
+        for p in learning:
             p.requires_grad_(True)
     return {n: (v.detach() * scales[n]).double() for n, v in vectors.items()}

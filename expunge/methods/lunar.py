@@ -29,7 +29,6 @@ from ..models.activations import Batch, Shelf, Site, Stream, check_additive, com
 from ..models.loading import ChatModel
 from ..models.statistics import Moments, Rows
 
-
 Progress = Callable[[int], None]
 
 
@@ -41,17 +40,26 @@ class LunarConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layers: Literal["auto"] | tuple[int, ...] = Field("auto", description="layers to edit, or auto: chosen by the abstention score")
-    coefficient: Literal["auto"] | float | tuple[float, ...] = Field("auto", description="c, one or one a layer, or auto: tuned")
-    ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = Field("auto", description="ridge relative to the mean diagonal of G, or auto: tuned")
+    layers: Literal["auto"] | tuple[int, ...] = Field(
+        "auto", description="layers to edit, or auto: chosen by the abstention score"
+    )
+    coefficient: Literal["auto"] | float | tuple[float, ...] = Field(
+        "auto", description="c, one or one a layer, or auto: tuned"
+    )
+    ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="ridge relative to the mean diagonal of G, or auto: tuned"
+    )
     forget_weight: float = Field(1.0, gt=0, description="w_f, weight of a forget token")
     retain_weight: float = Field(1.0, ge=0, description="w_r, weight of a retain token")
     tokens: Tokens = Field(
-        "distinct", description="all: every token of a prompt; after_prefix leaves out the prefix that all prompts share; distinct counts a forget token only "
+        "distinct",
+        description="all: every token of a prompt; after_prefix leaves out the prefix that all prompts share; distinct counts a forget token only "
         "from where its prompt differs from every retain prompt",
     )
     solver: Literal["exact", "sgd"] = Field("exact", description="sgd: the published procedure, for comparison only")
-    form: Literal["auto", "primal", "dual"] = Field("auto", description="dual: a system of the tokens' size; auto: the smaller")
+    form: Literal["auto", "primal", "dual"] = Field(
+        "auto", description="dual: a system of the tokens' size; auto: the smaller"
+    )
 
 
 @dataclass
@@ -61,7 +69,7 @@ class Target:
     forget: Stream
     retain: Stream | None
     directions: dict[int, Tensor]  # r(l), (d,) float64
-    shared: list[int]  # of each forget prompt, the leading tokens that it shares with some retain prompt
+    skip: list[int]  # of each forget prompt, the leading tokens that `tokens="distinct"` does not count
 
 
 def redirections(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -73,7 +81,9 @@ def prepare(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> Target:
     """Runs every prompt once up to the lowest layer, and forget and reference prompts on to the highest."""
     if not task.forget or not task.reference:
         missing = "forget" if not task.forget else "reference"
-        raise InputError(f"LUNAR needs {missing} rows" + ("" if missing == "forget" else " (prompts that the model cannot answer)"))
+        raise InputError(
+            f"LUNAR needs {missing} rows" + ("" if missing == "forget" else " (prompts that the model cannot answer)")
+        )
     ids = {role: chat.prompt_ids([e.prompt for e in task.role(role)]) for role in ("forget", "retain", "reference")}
     low = min(layers)
     prefix = common_prefix([*ids["forget"], *ids["retain"]])
@@ -106,7 +116,14 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def exact(chat: ChatModel, target: Target, layers: Sequence[int], coefficients: Sequence[float], ridge: float, config: LunarConfig) -> dict[int, tuple[Tensor, Tensor]]:
+def exact(
+    chat: ChatModel,
+    target: Target,
+    layers: Sequence[int],
+    coefficients: Sequence[float],
+    ridge: float,
+    config: LunarConfig,
+) -> dict[int, tuple[Tensor, Tensor]]:
     """Solves layer by layer; returns layer -> (c r, u), of sizes d and p, in float64.
 
     The streams of `target` are left where they are.
@@ -126,7 +143,7 @@ def exact(chat: ChatModel, target: Target, layers: Sequence[int], coefficients: 
         for stream, weight, is_forget in streams:
             kept.append([])
             for batch, taken in stream.visit([inner, out] if more else [inner]):
-                skip = target.shared if is_forget and config.tokens == "distinct" else None
+                skip = target.skip if is_forget and config.tokens == "distinct" else None
                 sums.add(taken[inner], *_token_weights(batch, weight, is_forget, config.tokens, stream.prefix, skip))
                 if more:
                     kept[-1].append((shelf.put(taken[inner]), shelf.put(taken[out])))
@@ -142,7 +159,9 @@ def exact(chat: ChatModel, target: Target, layers: Sequence[int], coefficients: 
 def _moved(inner: Any, out: Any, shift: Tensor, u: Tensor, shelf: Shelf) -> Any:
     """The block's output after the edit: a + c r (u . h), without running the block again."""
     h, a = inner(), out()
-    strength = h.to(torch.promote_types(h.dtype, torch.float32)) @ u.to(h.device, torch.promote_types(h.dtype, torch.float32))
+    strength = h.to(torch.promote_types(h.dtype, torch.float32)) @ u.to(
+        h.device, torch.promote_types(h.dtype, torch.float32)
+    )
     return shelf.put(a + (strength[..., None] * shift.to(strength)).to(a.dtype))
 
 
@@ -198,7 +217,9 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
     """
     from . import tuning
 
-    layers = tuning.choose_layers(chat, task) if config.layers == "auto" else chat.layout.check_layers(list(config.layers))
+    layers = (
+        tuning.choose_layers(chat, task) if config.layers == "auto" else chat.layout.check_layers(list(config.layers))
+    )
     for layer in layers:
         check_additive(chat, layer)
     if config.solver == "sgd":
@@ -225,8 +246,15 @@ def coefficients_of(value: float | tuple[float, ...], layers: Sequence[int]) -> 
 
 
 def solve(
-    chat: ChatModel, target: Target, layers: Sequence[int], coefficients: Sequence[float], ridge: float, config: LunarConfig
+    chat: ChatModel,
+    target: Target,
+    layers: Sequence[int],
+    coefficients: Sequence[float],
+    ridge: float,
+    config: LunarConfig,
 ) -> Edit:
     """The exact solution as an Edit."""
     found = exact(chat, target, layers, coefficients, ridge, config)
-    return edit_of(chat, found, {"method": "lunar", "layers": list(layers), "coefficient": list(coefficients), "ridge": ridge})
+    return edit_of(
+        chat, found, {"method": "lunar", "layers": list(layers), "coefficient": list(coefficients), "ridge": ridge}
+    )

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 EPOCHS, LEARNING_RATE, DECAY, BATCH_TOKENS, DIRECTION_BATCH = 20, 0.01, 0.9, 64, 32
 
 
-def published(chat: ChatModel, task: ForgetTask, layers: Sequence[int], coefficients: Sequence[float], config: LunarConfig) -> Edit:
+def published(
+    chat: ChatModel, task: ForgetTask, layers: Sequence[int], coefficients: Sequence[float], config: LunarConfig
+) -> Edit:
     """The Edit that the published procedure finds: a replaced down projection a layer."""
     directions = _directions(chat, task, layers)
     inputs: dict[int, list[Tensor]] = {layer: [] for layer in layers}
@@ -42,7 +44,13 @@ def published(chat: ChatModel, task: ForgetTask, layers: Sequence[int], coeffici
                 moved = a + shifts[layer].to(a) if is_forget else a
                 inputs[layer].append(h)
                 targets[layer].append(moved - stream)
-    return _fit(chat, layers, {k: torch.cat(v) for k, v in inputs.items()}, {k: torch.cat(v) for k, v in targets.items()}, config)
+    return _fit(
+        chat,
+        layers,
+        {k: torch.cat(v) for k, v in inputs.items()},
+        {k: torch.cat(v) for k, v in targets.items()},
+        config,
+    )
 
 
 def _directions(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -53,17 +61,31 @@ def _directions(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> dic
     return {layer: means[0][layer] - means[1][layer] for layer in layers}
 
 
-def _pass(chat: ChatModel, prompts: Sequence[Prompt], layers: Sequence[int], what: str, batch: int = 1) -> dict[int, list[Tensor]]:
+def _pass(
+    chat: ChatModel, prompts: Sequence[Prompt], layers: Sequence[int], what: str, batch: int = 1
+) -> dict[int, list[Tensor]]:
     """A full forward pass, vocabulary projection included; keeps (t, ·) of each prompt, or (b, d) of the last tokens."""
     kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
     def keep(layer: int) -> tuple[nn.Module, str, Callable[..., Any]]:
         if what == "inner":
-            return chat.layout.down_projection(chat.model, layer), "pre", lambda _, a, k: kept[layer].append(a[0][0].clone())
+            return (
+                chat.layout.down_projection(chat.model, layer),
+                "pre",
+                lambda _, a, k: kept[layer].append(a[0][0].clone()),
+            )
         if what == "added":
-            return chat.layout.down_projection(chat.model, layer), "post", lambda _, a, out: kept[layer].append(out[0].clone())
+            return (
+                chat.layout.down_projection(chat.model, layer),
+                "post",
+                lambda _, a, out: kept[layer].append(out[0].clone()),
+            )
         index = (slice(None), -1) if what == "last" else (0,)
-        return chat.layout.block(chat.model, layer), "post", lambda _, a, out: kept[layer].append(hidden_of(out)[index].clone())
+        return (
+            chat.layout.block(chat.model, layer),
+            "post",
+            lambda _, a, out: kept[layer].append(hidden_of(out)[index].clone()),
+        )
 
     with torch.no_grad(), hooked(*(_silent(*keep(layer)) for layer in layers)):
         for begin in range(0, len(prompts), batch):
@@ -84,10 +106,12 @@ def _silent(module: nn.Module, when: str, hook: Callable[..., Any]) -> tuple[nn.
     return module, when, silent
 
 
-def _fit(chat: ChatModel, layers: Sequence[int], inputs: dict[int, Tensor], targets: dict[int, Tensor], config: LunarConfig) -> Edit:
+def _fit(
+    chat: ChatModel, layers: Sequence[int], inputs: dict[int, Tensor], targets: dict[int, Tensor], config: LunarConfig
+) -> Edit:
     weights = {}
     for layer in layers:
-        stored = chat.layout.down_projection(chat.model, layer).weight.detach()
+        stored = chat.model.get_parameter(chat.layout.weight_name(layer)).detach()
         weights[layer] = nn.Parameter((stored.T if chat.layout.transposed else stored).clone())
     biases = {layer: getattr(chat.layout.down_projection(chat.model, layer), "bias", None) for layer in layers}
     optimizer = torch.optim.AdamW(weights.values(), lr=LEARNING_RATE)

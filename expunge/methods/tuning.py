@@ -79,7 +79,11 @@ FIT_REWRITES = 2
 
 
 def tune(
-    chat: ChatModel, task: ForgetTask, layers: Sequence[int], config: LunarConfig, progress: Callable[[int], None] | None = None
+    chat: ChatModel,
+    task: ForgetTask,
+    layers: Sequence[int],
+    config: LunarConfig,
+    progress: Callable[[int], None] | None = None,
 ) -> Edit:
     """The edit at the coefficient and ridge that do best on rows that judge nothing, refitted on all retain rows.
 
@@ -101,6 +105,7 @@ def tune(
         for c in (COEFFICIENTS if config.coefficient == "auto" else (config.coefficient,))
     ]
     before = _rouge(chat, judge[1])
+    best: tuple[float, float | tuple[float, ...], float] | None = None  # loss, coefficient, ridge
     target = prepare(chat, _widened(task, fit), layers)
     trials = []
     for coefficient, ridge in settings:
@@ -108,12 +113,16 @@ def tune(
         with edit.applied(chat):
             forget, kept = (_rouge(chat, rows) for rows in judge)
         loss = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
-        trials.append({"coefficient": coefficient, "ridge": ridge, "forget_rouge1": forget, "retain_rouge1": kept, "loss": loss})
+        trials.append(
+            {"coefficient": coefficient, "ridge": ridge, "forget_rouge1": forget, "retain_rouge1": kept, "loss": loss}
+        )
         if progress:
             progress(1)
-    best = min(trials, key=lambda t: t["loss"])
+        if best is None or loss < best[0]:
+            best = (loss, coefficient, ridge)
+    assert best is not None
     target = prepare(chat, _widened(task, task.retain), layers)
-    edit = solve(chat, target, layers, coefficients_of(best["coefficient"], layers), best["ridge"], config)
+    edit = solve(chat, target, layers, coefficients_of(best[1], layers), best[2], config)
     edit.meta |= {"trials": trials, "retain_rouge1_before": before}
     return edit
 

@@ -109,7 +109,9 @@ def run_blocks(
         elif site.kind == "inner":
             hooks.append((layout.down_projection(model, site.layer), "pre", pre(site)))
         else:
-            hooks.append((layout.block(model, site.layer), "post", lambda _, a, out, site=site: keep(site, hidden_of(out))))
+            hooks.append(
+                (layout.block(model, site.layer), "post", lambda _, a, out, site=site: keep(site, hidden_of(out)))
+            )
     with torch.no_grad(), hooked(*hooks), _skipping(chat, range(start)):
         try:
             model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
@@ -161,7 +163,9 @@ def check_additive(chat: ChatModel, layer: int) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     shift = torch.randn(chat.layout.hidden, generator=generator).to(chat.device, chat.model.dtype)
-    ids = torch.randint(0, chat.model.get_input_embeddings().num_embeddings, (1, 4), generator=generator).to(chat.device)
+    ids = torch.randint(0, chat.model.get_input_embeddings().num_embeddings, (1, 4), generator=generator).to(
+        chat.device
+    )
     site = Site("out", layer)
     before = run_blocks(chat, ids, [site])[site]
     with hooked((chat.layout.down_projection(chat.model, layer), "post", lambda _, __, out: out + shift)):
@@ -202,7 +206,7 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all prompts share; at least one token of each prompt is left over."""
     if len(prompts) < 2:
         return 0
-    low, high = min(prompts), max(prompts)
+    low, high = min(map(tuple, prompts)), max(map(tuple, prompts))
     shared = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     shared = min(shared, min(len(p) for p in prompts) - 1)
     return shared if shared >= _MIN_PREFIX else 0
@@ -277,7 +281,7 @@ class Stream:
     ) -> None:
         self.chat = chat
         self.prefix = common_prefix(prompts) if prefix is None else prefix
-        if self.prefix and not _can_share(chat, self.prefix):
+        if self.prefix and not can_share(chat, self.prefix):
             self.prefix = 0
         self.batches = make_batches(prompts, self.prefix, chat.device, batch_tokens)
         self.layer = 0
@@ -333,7 +337,7 @@ class Stream:
         return cache
 
 
-def _can_share(chat: ChatModel, prefix: int) -> bool:
+def can_share(chat: ChatModel, prefix: int) -> bool:
     """Whether keys and values of a prefix can be continued: plain attention layers, the prefix inside any window."""
     from transformers import DynamicCache
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .activations import _can_share, common_prefix, hooked
+from .activations import can_share, common_prefix, hooked
 from .loading import ChatModel
 
 MAX_NEW_TOKENS = 64
@@ -66,7 +66,7 @@ def greedy(
 
 def _prefix_cache(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
     shared = common_prefix(prompts)
-    if not shared or not _can_share(chat, shared):
+    if not shared or not can_share(chat, shared):
         return 0, None
     ids = torch.tensor([list(prompts[0][:shared])], device=chat.device)
     with torch.no_grad():
@@ -100,8 +100,12 @@ def _decode(
     with torch.no_grad():
         for step in range(max_new_tokens):
             result = chat.model(
-                input_ids=ids, attention_mask=mask, position_ids=position.clamp(min=0), past_key_values=past,
-                use_cache=True, logits_to_keep=1,
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position.clamp(min=0),
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
             )
             past, logits = result.past_key_values, result.logits[:, -1]
             if step < longest:
@@ -166,7 +170,9 @@ def answer_logits(chat: ChatModel, ids: Tensor, mask: Tensor, answers: Tensor, c
     before = answers.roll(-1, 1)  # token j is predicted at position j - 1
     head = chat.model.get_output_embeddings()
 
-    def select(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def select(
+        _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         return (args[0][before][None], *args[1:]), kwargs
 
     if cache is not None:

@@ -32,7 +32,9 @@ _TABLE = {
     "gpt_neox": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
 }
 _NAMES = ("down_proj", "fc2", "wo", "c_proj", "dense_4h_to_h", "fc_out", "w2", "proj_out")
-_PASS = "pass --layout with the down projection's name and {} for the block's number, such as model.layers.{}.mlp.down_proj"
+_PASS = (
+    "pass --layout with the down projection's name and {} for the block's number, such as model.layers.{}.mlp.down_proj"
+)
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,11 @@ def find_layout(model: PreTrainedModel, pattern: str | None = None) -> Layout:
 def _by_structure(model: PreTrainedModel) -> str:
     """The last map to the hidden size in each block that is not the attention's, in the longest list of like blocks."""
     lists = [
-        (len(m), name) for name, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and len(m) and len({type(b) for b in m}) == 1
+        (len(m), name)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.ModuleList)
+        and len(m)
+        and len({type(b) for b in m}) == 1
         and any("attn" in n or "attention" in n for n, _ in m[0].named_modules())
     ]
     kind = model.config.model_type
@@ -143,7 +148,9 @@ def _by_structure(model: PreTrainedModel) -> str:
     named = [n for n in found if n.rpartition(".")[2] in _NAMES]
     chosen = named or (found if len(found) == 1 else [])
     if len(chosen) != 1:
-        raise InputError(f"the down projection of this {kind} model was not found (candidates: {found or 'none'}); {_PASS}")
+        raise InputError(
+            f"the down projection of this {kind} model was not found (candidates: {found or 'none'}); {_PASS}"
+        )
     return f"{stem}.{{}}.{chosen[0]}"
 
 

@@ -67,7 +67,9 @@ def solve_ridge(matrix: Tensor, right: Tensor, shift: float) -> Tensor:
         ExpungeError: not positive definite in float64, or not finite.
     """
     if not torch.isfinite(matrix).all() or not torch.isfinite(right).all():
-        raise ExpungeError("activations are not finite: the model overflows in this dtype; try --dtype float32 or bfloat16")
+        raise ExpungeError(
+            "activations are not finite: the model overflows in this dtype; try --dtype float32 or bfloat16"
+        )
     shifted = matrix.double().clone()
     shifted.diagonal().add_(shift)
     if shifted.is_cuda:
@@ -77,7 +79,9 @@ def solve_ridge(matrix: Tensor, right: Tensor, shift: float) -> Tensor:
     else:
         try:
             factored = scipy.linalg.cho_factor(shifted.numpy(), lower=True, overwrite_a=True, check_finite=False)
-            return torch.from_numpy(np.asarray(scipy.linalg.cho_solve(factored, right.double().numpy(), check_finite=False)))
+            return torch.from_numpy(
+                np.asarray(scipy.linalg.cho_solve(factored, right.double().numpy(), check_finite=False))
+            )
         except scipy.linalg.LinAlgError:
             pass
     raise ExpungeError(f"the ridge system of size {len(matrix)} is singular; choose a larger ridge")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..edits import Edit, LowRank, Part, Replace
 from ..errors import ExpungeError, InputError
-from .activations import common_prefix
-from .generation import _can_share, answer_logits, pad_answers
+from .activations import can_share, common_prefix
+from .generation import answer_logits, pad_answers
 from .loading import ChatModel
 
 
@@ -104,17 +104,21 @@ def train(
         weights = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
         warm = max(int(steps * config.warmup), 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, (steps - s) / max(steps - warm, 1), 1.0))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda s: min((s + 1) / warm, (steps - s) / max(steps - warm, 1), 1.0)
+        )
         optimizer = accelerator.prepare(optimizer)
         shared = common_prefix([r.prompt for r in rows])
-        shared = shared if shared and _can_share(chat, shared) else 0
+        shared = shared if shared and can_share(chat, shared) else 0
         step = 0
         for epoch in range(config.epochs):
             total = 0.0
             for part in _batches(rows, config.batch_size, rng):
                 loss = _loss(replace(chat, model=model), part, shared)
                 if not torch.isfinite(loss):
-                    raise ExpungeError(f"training diverged at step {step + 1}: the loss is not finite; lower the learning rate")
+                    raise ExpungeError(
+                        f"training diverged at step {step + 1}: the loss is not finite; lower the learning rate"
+                    )
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 torch.nn.utils.clip_grad_norm_(weights, config.clip)
@@ -157,10 +161,7 @@ def _loss(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Tensor:
     sizes = [len(r.answer) for r in rows]
     losses = []
     for row, part, truth in zip(rows, logits.split(sizes), ids[chosen].split(sizes), strict=True):
-        if row.reference is None:
-            loss = F.cross_entropy(part, truth)
-        else:
-            loss = _partial_kl(part, *row.reference)
+        loss = F.cross_entropy(part, truth) if row.reference is None else _partial_kl(part, *row.reference)
         losses.append(loss * row.weight)
     return torch.stack(losses).sum() / sum(r.weight for r in rows)
 
@@ -182,8 +183,13 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
         from peft import LoraConfig, get_peft_model
 
         chosen = LoraConfig(
-            task_type="CAUSAL_LM", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules="all-linear",
-            exclude_modules="|".join(rf"{b.replace('.', '[.]')}[.].*" for b in chat.layout.blocks[: config.first_layer]) or None,
+            task_type="CAUSAL_LM",
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules="all-linear",
+            exclude_modules="|".join(rf"{b.replace('.', '[.]')}[.].*" for b in chat.layout.blocks[: config.first_layer])
+            or None,
         )
         wrapped = get_peft_model(model, chosen)
         try:
@@ -197,9 +203,12 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
         try:
             model.requires_grad_(True)
             model.train()
-            yield model, lambda: {
-                n: Replace(p.detach().clone()) for n, p in model.named_parameters() if not torch.equal(p, before[n])
-            }
+            yield (
+                model,
+                lambda: {
+                    n: Replace(p.detach().clone()) for n, p in model.named_parameters() if not torch.equal(p, before[n])
+                },
+            )
         finally:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
@@ -216,7 +225,7 @@ def _settle(model: nn.Module, flags: dict[str, bool]) -> None:
         model.__dict__.pop(leftover, None)
 
 
-def _lora_parts(wrapped: nn.Module) -> dict[str, Part]:
+def _lora_parts(wrapped: Any) -> dict[str, Part]:
     """The LoRA modules as low-rank parts: left = scale B (o, k), right = A (k, i), turned for Conv1D."""
     parts: dict[str, Part] = {}
     for name, module in wrapped.get_base_model().named_modules():
@@ -226,5 +235,7 @@ def _lora_parts(wrapped: nn.Module) -> dict[str, Part]:
         left = module.scaling["default"] * b
         if not left.any():
             continue
-        parts[f"{name}.weight"] = LowRank(a.T.contiguous(), left.T.contiguous()) if module.fan_in_fan_out else LowRank(left, a)
+        parts[f"{name}.weight"] = (
+            LowRank(a.T.contiguous(), left.T.contiguous()) if module.fan_in_fan_out else LowRank(left, a)
+        )
     return parts

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from expunge import Example, ForgetTask, InputError, read_examples
 from expunge.data.examples import Message, split_group
 
-ROWS = [{"question": "Who, me?", "answer": "Yes", "edge": "A_B"}, {"question": 'Say "é"', "answer": "é, ok", "edge": "A_C"}]
+ROWS = [
+    {"question": "Who, me?", "answer": "Yes", "edge": "A_B"},
+    {"question": 'Say "é"', "answer": "é, ok", "edge": "A_C"},
+]
 WANTED = [Example("Who, me?", "Yes", "A_B"), Example('Say "é"', "é, ok", "A_C")]
 
 
@@ -35,7 +38,9 @@ def test_every_format_gives_the_same_examples(tmp_path, kind):
     assert read_examples(write(tmp_path, kind)) == WANTED
 
 
-@pytest.mark.parametrize(("prompt", "response"), [("prompt", "response"), ("instruction", "output"), ("input", "answer")])
+@pytest.mark.parametrize(
+    ("prompt", "response"), [("prompt", "response"), ("instruction", "output"), ("input", "answer")]
+)
 def test_column_names(tmp_path, prompt, response):
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({prompt: "P", response: 7, "task": "T"}))
@@ -44,7 +49,9 @@ def test_column_names(tmp_path, prompt, response):
 
 def test_chat_messages_and_a_byte_order_mark(tmp_path):
     file = tmp_path / "a.jsonl"
-    file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"prompt": [{"role": "user", "content": "Hi"}], "response": "Ho"}).encode())
+    file.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps({"prompt": [{"role": "user", "content": "Hi"}], "response": "Ho"}).encode()
+    )
     assert read_examples(file)[0].prompt == (Message("user", "Hi"),)
 
 
@@ -52,7 +59,9 @@ def test_limit_and_optional_responses(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
     assert [e.prompt for e in read_examples(file, limit=1, responses=False)] == ["a"]
-    with pytest.raises(InputError, match=r"row 1: no response; expected a column response or answer or output, found 'prompt'"):
+    with pytest.raises(
+        InputError, match=r"row 1: no response; expected a column response or answer or output, found 'prompt'"
+    ):
         read_examples(file)
 
 
@@ -62,7 +71,11 @@ def test_limit_and_optional_responses(tmp_path):
         ("empty.jsonl", b"", "has no rows"),
         ("empty.json", b"", "not JSON|has no rows"),
         ("bad.jsonl", b'{"prompt": "a", "response": "b"}\nnonsense\n', "line 2: not JSON"),
-        ("column.jsonl", b'{"prompt": "a", "response": "b"}\n{"text": "x", "response": "b"}\n', r"row 2: no prompt.*found 'text'"),
+        (
+            "column.jsonl",
+            b'{"prompt": "a", "response": "b"}\n{"text": "x", "response": "b"}\n',
+            r"row 2: no prompt.*found 'text'",
+        ),
         ("list.json", b"[1, 2]", "row 1: a row must be an object"),
         ("latin.jsonl", '{"prompt": "é", "response": "b"}'.encode("latin-1"), "line 1: not UTF-8"),
         ("latin.csv", "prompt,response\né,b\n".encode("latin-1"), "line 2: not UTF-8"),

@@ -15,8 +15,26 @@ def rows(sales, employment, seed):
 def test_the_published_graph_has_its_edges():
     edges = [c.edge for c in contracts(10, 10, 0)]
     assert edges == [
-        "A_B", "A_C", "A_C2", "A_C3", "B_D", "B_D2", "B_D3", "E1_F1", "E2_F2", "E3_F3",
-        "A_m", "A_n", "A_n2", "A_n3", "B_p", "B_p2", "B_p3", "E1_q1", "E2_q2", "E3_q3",
+        "A_B",
+        "A_C",
+        "A_C2",
+        "A_C3",
+        "B_D",
+        "B_D2",
+        "B_D3",
+        "E1_F1",
+        "E2_F2",
+        "E3_F3",
+        "A_m",
+        "A_n",
+        "A_n2",
+        "A_n3",
+        "B_p",
+        "B_p2",
+        "B_p3",
+        "E1_q1",
+        "E2_q2",
+        "E3_q3",
     ]
 
 

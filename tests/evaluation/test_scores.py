@@ -13,7 +13,9 @@ def test_the_shape_that_everything_reads(tiny, tiny_task):
         assert set(result[role]) == {*METRICS, "rows"}
         assert result[role]["rows"] == len(tiny_task.role(role)) == len(result.rows[role])
         for metric in METRICS:
-            assert result[role][metric] == pytest.approx(sum(r[metric] for r in result.rows[role]) / result[role]["rows"])
+            assert result[role][metric] == pytest.approx(
+                sum(r[metric] for r in result.rows[role]) / result[role]["rows"]
+            )
 
 
 def test_a_model_that_knows_scores_high_and_one_that_abstains_low(tiny):
@@ -23,7 +25,9 @@ def test_a_model_that_knows_scores_high_and_one_that_abstains_low(tiny):
     assert known["extraction_strength"] > 0.8
     assert known["mrr"] > 0.9
     assert known["abstention_rate"] == 0
-    unknown = evaluate(tiny, ForgetTask(forget=examples(*[(str(e.prompt), "Zanzibar") for e in UNKNOWN])), max_new_tokens=24)["forget"]
+    unknown = evaluate(
+        tiny, ForgetTask(forget=examples(*[(str(e.prompt), "Zanzibar") for e in UNKNOWN])), max_new_tokens=24
+    )["forget"]
     assert unknown["abstention_rate"] > 0.9
     assert unknown["rouge1"] == 0
     assert unknown["probability"] < 0.1

@@ -19,9 +19,20 @@ def activations(chat, rows, layer, edit=None):
 
     for ids in chat.prompt_ids([e.prompt for e in rows]):
         inner, out = [], []
-        with torch.no_grad(), hooked(
-            (chat.layout.down_projection(chat.model, layer), "pre", lambda _, a, k, inner=inner: inner.append(a[0].view(len(ids), -1).double())),
-            (chat.layout.block(chat.model, layer), "post", lambda _, a, o, out=out: out.append(hidden_of(o)[0, -1].double())),
+        with (
+            torch.no_grad(),
+            hooked(
+                (
+                    chat.layout.down_projection(chat.model, layer),
+                    "pre",
+                    lambda _, a, k, inner=inner, n=ids: inner.append(a[0].view(len(n), -1).double()),
+                ),
+                (
+                    chat.layout.block(chat.model, layer),
+                    "post",
+                    lambda _, a, o, out=out: out.append(hidden_of(o)[0, -1].double()),
+                ),
+            ),
         ):
             chat.model(input_ids=torch.tensor([ids]), use_cache=False)
         found.append((inner[0], out[0]))
@@ -32,20 +43,28 @@ def oracle(chat, task, layers, coefficient, ridge, forget_weight=1.0, retain_wei
     """The formula of the paper by dense least squares for the whole matrix, on activations of plain forward passes."""
     r = {}
     for layer in layers:
-        means = [torch.stack([o for _, o in activations(chat, rows, layer)]).mean(0) for rows in (task.reference, task.forget)]
+        means = [
+            torch.stack([o for _, o in activations(chat, rows, layer)]).mean(0)
+            for rows in (task.reference, task.forget)
+        ]
         r[layer] = means[0] - means[1]
     deltas = {}
     added = []
     try:
         for layer in layers:
             forget = torch.cat([h[skip:] for h, _ in activations(chat, task.forget, layer)])
-            retain = torch.cat([h[skip:] for h, _ in activations(chat, task.retain, layer)]) if task.retain else forget[:0]
+            retain = (
+                torch.cat([h[skip:] for h, _ in activations(chat, task.retain, layer)]) if task.retain else forget[:0]
+            )
             size = forget.shape[1]
             scale = (forget_weight * forget.square().sum() + retain_weight * retain.square().sum()) / size
-            left = torch.cat([
-                math.sqrt(forget_weight) * forget, math.sqrt(retain_weight) * retain,
-                math.sqrt(float(ridge * scale)) * torch.eye(size, dtype=torch.float64),
-            ])
+            left = torch.cat(
+                [
+                    math.sqrt(forget_weight) * forget,
+                    math.sqrt(retain_weight) * retain,
+                    math.sqrt(float(ridge * scale)) * torch.eye(size, dtype=torch.float64),
+                ]
+            )
             right = torch.zeros(len(left), len(r[layer]), dtype=torch.float64)
             right[: len(forget)] = math.sqrt(forget_weight) * coefficient * r[layer]
             delta = torch.from_numpy(np.linalg.lstsq(left.numpy(), right.numpy(), rcond=None)[0]).T
@@ -71,7 +90,14 @@ def test_the_edit_is_the_dense_least_squares_solution(pico, small_task, form, la
     chat.model.double()
     wanted = oracle(chat, small_task, layers, 2.0, 0.1, *weights)
     edit = unlearn(
-        chat, small_task, layers=layers, coefficient=2.0, ridge=0.1, forget_weight=weights[0], retain_weight=weights[1], form=form,
+        chat,
+        small_task,
+        layers=layers,
+        coefficient=2.0,
+        ridge=0.1,
+        forget_weight=weights[0],
+        retain_weight=weights[1],
+        form=form,
         tokens="all",
     )
     for layer in layers:
@@ -123,7 +149,10 @@ def test_distinct_counts_forget_tokens_from_where_they_differ_from_every_retain_
         reference=examples(("What is in my pocket?", "")),
     )
     ids = {role: chat.prompt_ids([e.prompt for e in task.role(role)]) for role in ("forget", "retain")}
-    skips = [max(next(n for n, (a, b) in enumerate(zip(f, r)) if a != b) for r in ids["retain"]) for f in ids["forget"]]
+    skips = [
+        max(next(n for n, (a, b) in enumerate(zip(f, r, strict=False)) if a != b) for r in ids["retain"])
+        for f in ids["forget"]
+    ]
     assert skips == shared_with(ids["forget"], ids["retain"])
     assert skips[0] > skips[1] > 0
     forget = [h[n:] for n, (h, _) in zip(skips, activations(chat, task.forget, 2), strict=True)]
@@ -167,13 +196,14 @@ def test_the_exact_solution_is_never_above_adamw_on_the_ridge_objective(tiny, ti
 
 
 def test_it_forgets_and_keeps(tiny, tiny_task):
-    before = evaluate(tiny, tiny_task, max_new_tokens=16)
+    before = evaluate(tiny, tiny_task, max_new_tokens=40)
     edit = unlearn(tiny, tiny_task, layers=[2, 3], coefficient=1.5, ridge=0.01)
     with edit.applied(tiny):
-        after = evaluate(tiny, tiny_task, max_new_tokens=16)
+        after = evaluate(tiny, tiny_task, max_new_tokens=40)
     assert before["forget"]["rouge1"] > 0.9
     assert after["forget"]["rouge1"] < 0.2
-    assert after["forget"]["abstention_rate"] > 0.7
+    assert after["paraphrase"]["rouge1"] < 0.2
+    assert after["paraphrase"]["abstention_rate"] > 0.5
     assert after["retain"]["rouge1"] > 0.9
     assert after["retain"]["abstention_rate"] < 0.1
 

@@ -1,12 +1,26 @@
 import pytest
 import torch
 
-from expunge.models.activations import Shelf, Site, Stream, common_prefix, hooked, last_token_means, make_batches, run_blocks
+from expunge.models.activations import (
+    Shelf,
+    Site,
+    Stream,
+    common_prefix,
+    hooked,
+    last_token_means,
+    make_batches,
+    run_blocks,
+)
 from expunge.models.loading import ChatModel
 
 from ..conftest import ARCHITECTURES
 
-PROMPTS = ["What is the capital of France?", "Who?", "Name the largest planet, and say how many moons it has.", "Is it so?"]
+PROMPTS = [
+    "What is the capital of France?",
+    "Who?",
+    "Name the largest planet, and say how many moons it has.",
+    "Is it so?",
+]
 
 
 def plain(chat: ChatModel, prompts, sites):
@@ -15,13 +29,20 @@ def plain(chat: ChatModel, prompts, sites):
     for ids in prompts:
         inner = {}
         hooks = [
-            (chat.layout.down_projection(chat.model, n), "pre", lambda _, a, k, n=n: inner.__setitem__(n, a[0].view(len(ids), -1)))
+            (
+                chat.layout.down_projection(chat.model, n),
+                "pre",
+                lambda _, a, k, n=n, inner=inner, t=ids: inner.__setitem__(n, a[0].view(len(t), -1)),
+            )
             for n in range(len(chat.layout))
         ]
         out = {}
         hooks += [
-            (chat.layout.block(chat.model, n), "post",
-             lambda _, a, o, n=n: out.__setitem__(n, (o[0] if isinstance(o, tuple) else o)[0]))
+            (
+                chat.layout.block(chat.model, n),
+                "post",
+                lambda _, a, o, n=n, out=out: out.__setitem__(n, (o[0] if isinstance(o, tuple) else o)[0]),
+            )
             for n in range(len(chat.layout))
         ]
         with torch.no_grad(), hooked(*hooks):

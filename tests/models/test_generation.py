@@ -5,7 +5,12 @@ from expunge.models.generation import greedy, score_answers
 
 from ..conftest import ARCHITECTURES
 
-PROMPTS = ["What is the capital of France?", "Who?", "Name the largest planet, and say how many moons it has.", "Is it so?"]
+PROMPTS = [
+    "What is the capital of France?",
+    "Who?",
+    "Name the largest planet, and say how many moons it has.",
+    "Is it so?",
+]
 ANSWERS = ["Paris", "Nobody at all", "Jupiter", "Yes"]
 
 
@@ -52,7 +57,9 @@ def test_teacher_forced_scores_are_those_of_full_logits(pico, name):
     chat = pico(name)
     prompts = [[1] * 5 + i for i in chat.prompt_ids(PROMPTS)]
     answers = chat.answer_ids(ANSWERS)
-    for prompt, answer, scored in zip(prompts, answers, score_answers(chat, prompts, answers, batch_size=3), strict=True):
+    for prompt, answer, scored in zip(
+        prompts, answers, score_answers(chat, prompts, answers, batch_size=3), strict=True
+    ):
         with torch.no_grad():
             logits = chat.model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         at = len(prompt) - 1

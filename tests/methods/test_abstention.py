@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from expunge import InputError, probe_abstention, teach_abstention
+from expunge.methods.abstention import AbstentionConfig, common_suffix
+
+from ..conftest import FACTS, UNKNOWN
+from ..models.test_activations import hooks_of
+
+QUICK = AbstentionConfig(steps=3, batch_size=4)
+
+
+def test_the_probe_tells_who_abstains(tiny):
+    assert probe_abstention(tiny, UNKNOWN, rows=12) > 0.7
+    assert probe_abstention(tiny, FACTS, rows=12) == 0.0
+
+
+def test_teaching_is_an_edit_of_rank_one_and_leaves_the_model_alone(pico):
+    chat = pico("llama")
+    before = {k: v.clone() for k, v in chat.model.state_dict().items()}
+    flags = {k: p.requires_grad for k, p in chat.model.named_parameters()}
+    steps = []
+    edit = teach_abstention(chat, UNKNOWN[:6], FACTS[:8], QUICK, steps.append)
+    assert steps == [1, 1, 1]
+    assert edit.rank == 1
+    assert list(edit.parts) == ["model.layers.2.mlp.down_proj.weight"]
+    assert all(torch.equal(v, before[k]) for k, v in chat.model.state_dict().items())
+    assert flags == {k: p.requires_grad for k, p in chat.model.named_parameters()}
+    assert all(p.grad is None for p in chat.model.parameters())
+    assert hooks_of(chat.model) == 0
+
+
+def test_the_same_seed_teaches_the_same(pico):
+    a, b = (teach_abstention(pico("llama"), UNKNOWN[:4], FACTS[:4], QUICK) for _ in range(2))
+    name = next(iter(a.parts))
+    assert torch.equal(a.dense(name), b.dense(name))
+
+
+def test_without_reference_prompts_there_is_nothing_to_teach(pico):
+    with pytest.raises(InputError, match="needs reference prompts"):
+        teach_abstention(pico("llama"), [], FACTS[:4], QUICK)
+
+
+def test_common_suffix():
+    assert common_suffix([[1, 2, 8, 9], [3, 8, 9], [8, 8, 9]]) == 2
+    assert common_suffix([[1, 2], [3, 4]]) == 1
+    assert common_suffix([[5, 6], [5, 6]]) == 2
