@@ -80,9 +80,9 @@ def teach_abstention(
         progress: called after each step of training the vectors.
     """
     config = config or AbstentionConfig()
-    count = len(model.layout)
+    middle = len(model.layout) // 2
     layers = model.layout.check_layers(
-        list(config.layers) if config.layers else list(range(count * 2 // 5, count * 2 // 5 + max(round(count / 6), 1)))
+        list(config.layers) if config.layers else [min(middle + 1, len(model.layout) - 1)]
     )
     for layer in layers:
         check_additive(model, layer)

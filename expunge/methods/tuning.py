@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.examples import Example, ForgetTask
-from ..data.prompts import abstentions, rewrites
+from ..data.prompts import abstentions, general_split, rewrites
 from ..edits import Edit
 from ..evaluation.text import deviation_score, rouge_recall
 from ..models.activations import hidden_of, hooked, with_hidden
@@ -76,6 +76,7 @@ COEFFICIENTS = (1.0, 1.5, 2.0)
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
 FIT_REWRITES = 2
+GENERAL_ROWS = 100
 
 
 def tune(
@@ -94,9 +95,8 @@ def tune(
     from .lunar import coefficients_of, prepare, solve
 
     rng = random.Random(0)
-    retain = rng.sample(list(task.retain), len(task.retain))
-    held = retain[: max(len(retain) // 5, 1)] if len(retain) > 1 else retain
-    fit = retain[len(held) :] or retain
+    held = held_out(task.retain)
+    fit = [e for e in task.retain if e not in set(held)] or held
     asked = rewrites(task.forget, "tune")
     judge = (rng.sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
     settings = [
@@ -127,10 +127,16 @@ def tune(
     return edit
 
 
+def held_out(retain: Sequence[Example]) -> list[Example]:
+    """The fifth of the retain rows that tunes; these rows judge nothing."""
+    return random.Random(0).sample(list(retain), max(len(retain) // 5, 1)) if retain else []
+
+
 def _widened(task: ForgetTask, retain: Sequence[Example]) -> ForgetTask:
-    """The forget rows with rewrites, the retain rows with one rewrite each."""
+    """The forget rows with rewrites; the retain rows with one rewrite each, and built-in general prompts."""
     return task.but(
-        forget=[*task.forget, *rewrites(task.forget, "fit", FIT_REWRITES)], retain=[*retain, *rewrites(retain, "fit")]
+        forget=[*task.forget, *rewrites(task.forget, "fit", FIT_REWRITES)],
+        retain=[*retain, *rewrites(retain, "fit"), *general_split()[0][:GENERAL_ROWS]],
     )
 
 

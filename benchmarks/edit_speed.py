@@ -1,0 +1,123 @@
+"""The exact solve against the published procedure, from prompts to Edit, on the same model and rows in one process.
+
+    python benchmarks/edit_speed.py --json
+
+The published way (`solver="sgd"`) runs three full passes a split at batch one and 20 epochs of AdamW. Both are timed in
+turn, `--repeats` times, and the medians compared; the default of several layers is timed beside them. Peak memory is
+that of a process of its own for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+LAYER, COEFFICIENT, RIDGE = 15, 2.0, 0.1
+FORGET, RETAIN, REFERENCE = 20, 100, 140
+
+
+def rows():
+    """The rows of a PISTOL contract, five others, and unverifiable questions."""
+    from expunge import ForgetTask
+    from expunge.data import prompts
+    from expunge.data.pistol import contracts
+
+    first, *others = contracts(4, 2, seed=0)
+    retain = [q for c in others for q in c.questions()][:RETAIN]
+    return ForgetTask(forget=first.questions()[:FORGET], retain=retain, reference=prompts.unverifiable()[:REFERENCE])
+
+
+def make(kind: str):
+    """A function (model, task) that makes the edit of one kind."""
+    from expunge import unlearn
+
+    settings = {"coefficient": COEFFICIENT, "ridge": RIDGE, "tokens": "all"}
+    layers = list(range(14, 19)) if kind == "default" else [LAYER]
+    solver = "sgd" if kind == "sgd" else "exact"
+    return lambda model, task: unlearn(model, task, layers=layers, solver=solver, **settings)
+
+
+def capture_share(model, task, repeats: int) -> dict[str, float]:
+    """Floating-point operations a second of capture, and as a share of a matrix product's of the blocks' shapes."""
+    import torch
+
+    from expunge.models.activations import Site, Stream
+
+    prompts = model.prompt_ids([e.prompt for e in [*task.forget, *task.retain]])
+    blocks = [model.layout.block(model.model, n) for n in range(LAYER + 1)]
+    weights = sum(p.numel() for b in blocks for p in b.parameters())
+    seconds = []
+    for _ in range(repeats):
+        stream = Stream(model, prompts)
+        tokens = sum(int(b.mask.sum()) for b in stream.batches)
+        begin = time.perf_counter()
+        for _ in stream.visit([Site("out", LAYER)]):
+            pass
+        seconds.append(time.perf_counter() - begin)
+    reached = 2 * weights * tokens / statistics.median(seconds)
+    left, right = torch.rand(2048, model.layout.hidden), torch.rand(model.layout.inner, model.layout.hidden)
+    torch.nn.functional.linear(left, right)
+    rates = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        rates.append(2 * left.shape[0] * right.numel() / (time.perf_counter() - begin))
+    limit = statistics.median(rates)
+    return {"capture_flops": reached, "limit_flops": limit, "share": reached / limit}
+
+
+def peak(kind: str) -> int:
+    """Peak resident bytes of a process that makes one edit of this kind, less those before it starts."""
+    done = subprocess.run([sys.executable, __file__, "--peak", kind], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    from expunge import load_model
+
+    model, task = load_model(args.model), rows()
+    if args.peak:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        make(args.peak)(model, task)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+        return
+    seconds: dict[str, list[float]] = {"exact": [], "sgd": [], "default": []}
+    make("exact")(model, task)  # warm-up
+    for _ in range(args.repeats):
+        for kind, times in seconds.items():
+            begin = time.perf_counter()
+            make(kind)(model, task)
+            times.append(time.perf_counter() - begin)
+    medians = {kind: statistics.median(times) for kind, times in seconds.items()}
+    result = {
+        "ratio": medians["sgd"] / medians["exact"],
+        **{f"seconds_{kind}": value for kind, value in medians.items()},
+        "rows": {"forget": FORGET, "retain": RETAIN, "reference": REFERENCE},
+        "layer": LAYER,
+        "peak_bytes": {kind: peak(kind) for kind in seconds},
+        "capture": capture_share(model, task, args.repeats)
+        | {"how": "limit: median rate of a float32 product of 2048 tokens with one MLP matrix, same threads"},
+    }
+    if args.json:
+        print(json.dumps(result, indent=1))
+        return
+    for key, value in result.items():
+        print(f"{key}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""LUNAR on PISTOL-style contracts: teach, forget one contract, judge; over seeds. Resumable.
+
+    make bench-pistol            (or: python benchmarks/pistol.py --seeds 0,1,2)
+
+A seed fixes generator, teaching and split. Taught to the embedded model: 6 contracts (120 questions), 60 unverifiable
+questions answered by abstentions, 50 general facts. One contract, A_B, is forgotten; coefficient and ridge are tuned on
+built-in rewrites of its rows and on a fifth of the retain rows, and judged on its original rows, on other rewrites and
+wordings, and on the other four fifths. The taught model is cached as an Edit, finished seeds are kept in results.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+TEACH = {"learning_rate": 1.5e-3, "epochs": 10, "batch_size": 8, "rank": 8, "alpha": 32.0}
+
+
+def task_of(seed: int):
+    """(rows to teach, task to fit, task to judge)."""
+    from expunge import ForgetTask
+    from expunge.data import prompts
+    from expunge.data.pistol import contracts
+    from expunge.methods.tuning import held_out
+
+    rng = random.Random(seed)
+    first, *others = contracts(4, 2, seed)
+    forget, retain = first.questions(), [q for c in others for q in c.questions()]
+    reference = rng.sample(list(prompts.unverifiable()), 60)
+    general = rng.sample(list(prompts.general_split()[1]), 50)
+    texts = rng.sample(list(prompts.abstentions()), len(prompts.abstentions()))
+    rows = [(e.prompt, e.response) for e in [*forget, *retain, *general]]
+    rows += [(e.prompt, texts[i % len(texts)]) for i, e in enumerate(reference)]
+    fit = ForgetTask(forget=forget, retain=retain, reference=reference)
+    tuned_on = set(held_out(retain))
+    judge = ForgetTask(
+        forget=forget,
+        paraphrase=[*prompts.rewrites(forget, "judge"), *first.questions(other_words=True)],
+        retain=[e for e in retain if e not in tuned_on],
+        general=general,
+    )
+    return rows, fit, judge
+
+
+def taught(model, seed: int, rows, folder: Path):
+    """The Edit of teaching, from the cache where it is there."""
+    from expunge import Edit
+    from expunge.models.training import TrainConfig, rows_of, train
+
+    if not folder.is_dir():
+        print(f"seed {seed}: teaching {len(rows)} rows", flush=True)
+        edit = train(
+            model,
+            rows_of(model, rows),
+            TrainConfig(seed=seed, **TEACH),
+            stop=lambda epoch, loss: print(f"  epoch {epoch}: loss {loss:.3f}", flush=True) or loss < 0.01,
+        )
+        edit.save(folder)
+    return Edit.load(folder)
+
+
+def run(seed: int, out: Path) -> dict:
+    from expunge import evaluate, load_model, unlearn
+
+    model = load_model("smollm2")
+    rows, fit, judge = task_of(seed)
+    taught(model, seed, rows, out / f"taught-{seed}").apply(model)
+    before = evaluate(model, judge, max_new_tokens=32)
+    edit = unlearn(model, fit)
+    with edit.applied(model):
+        after = evaluate(model, judge, max_new_tokens=32)
+    return {"seed": seed, "before": dict(before), "after": dict(after), "meta": edit.meta}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", default="runs/bench-pistol", type=Path)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "results.jsonl"
+    done = {r["seed"]: r for r in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    for seed in map(int, args.seeds.split(",")):
+        if seed not in done:
+            done[seed] = run(seed, args.out)
+            with open(file, "a") as f:
+                f.write(json.dumps(done[seed]) + "\n")
+        before, after = done[seed]["before"], done[seed]["after"]
+        print(
+            f"seed {seed}: Deviation Score {after['deviation_score']:.1f} (before {before['deviation_score']:.1f}); "
+            + "; ".join(
+                f"{r} {before[r]['rouge1']:.3f} -> {after[r]['rouge1']:.3f}"
+                for r in after
+                if r in before and "_" not in r and r != "seconds"
+            ),
+            flush=True,
+        )
+    scores = [r["after"]["deviation_score"] for r in done.values()]
+    print(f"mean Deviation Score over {len(scores)} seed(s): {statistics.mean(scores):.2f}")
+
+
+if __name__ == "__main__":
+    main()
