@@ -41,7 +41,7 @@ def test_a_model_without_a_template_gets_the_default_one(pico_folder, tmp_path):
     assert load_model(folder).render("Hi") == "Question: Hi\nAnswer:"
     with pytest.raises(InputError, match="no chat template; pass --template"):
         load_model(folder, template="chat")
-    with pytest.raises(InputError, match="contains {prompt}"):
+    with pytest.raises(InputError, match=r"contains \{prompt\}"):
         load_model(folder, template="nothing")
 
 
