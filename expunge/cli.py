@@ -25,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help, without importing rich
     help=("Makes a language model forget what it was asked to forget, and shows that it did."),
 )
 data_app = typer.Typer(no_args_is_help=True, help="Makes data.")
