@@ -216,7 +216,7 @@ def test_methods_and_pistol(run, tmp_path):
 # ---------------------------------------------------------------- bad input
 
 
-def bad(run, words, message, out=None):
+def assert_refused(run, words, message, out=None):
     code, text, err = run(*words)
     assert code == 2, err
     assert message in err
@@ -238,14 +238,14 @@ def bad(run, words, message, out=None):
 def test_bad_data(run, tiny_folder, files, tmp_path, change, message):
     used = {r: (files["forget"] if f == "FORGET" else f) for r, f in (files | change).items() if f}
     words = ["unlearn", tiny_folder, "--out", tmp_path / "o", *[w for r, f in used.items() for w in (f"--{r}", f)]]
-    bad(run, words, message, tmp_path / "o")
+    assert_refused(run, words, message, tmp_path / "o")
 
 
 def test_groups_that_do_not_exist_name_those_that_do(run, tiny_folder, tmp_path):
     assert run("data", "pistol", "--sales", 2, "--employment", 0, "--out", tmp_path / "p.jsonl")[0] == 0
     words = ["unlearn", tiny_folder, "--data", tmp_path / "p.jsonl", "--out", tmp_path / "o"]
-    bad(run, [*words, "--forget-group", "Z_Z"], "no group 'Z_Z'; groups: A_B", tmp_path / "o")
-    bad(run, words, "--data needs --forget-group", tmp_path / "o")
+    assert_refused(run, [*words, "--forget-group", "Z_Z"], "no group 'Z_Z'; groups: A_B", tmp_path / "o")
+    assert_refused(run, words, "--data needs --forget-group", tmp_path / "o")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_groups_that_do_not_exist_name_those_that_do(run, tiny_folder, tmp_path)
     ],
 )
 def test_bad_settings(run, tiny_folder, files, tmp_path, words, message):
-    bad(run, unlearn_words(tiny_folder, files, tmp_path / "o", *words), message, tmp_path / "o")
+    assert_refused(run, unlearn_words(tiny_folder, files, tmp_path / "o", *words), message, tmp_path / "o")
 
 
 def test_an_unknown_flag_is_wrong_usage(run):
@@ -273,15 +273,15 @@ def test_an_unknown_flag_is_wrong_usage(run):
 
 
 def test_folders_and_files_that_are_no_model(run, files, tmp_path):
-    bad(run, ["doctor", tmp_path], "is not a model: it has no config.json")
-    bad(run, ["doctor", tmp_path / "none"], "no such folder")
-    bad(run, ["doctor", files["forget"]], "is a file; a model is")
+    assert_refused(run, ["doctor", tmp_path], "is not a model: it has no config.json")
+    assert_refused(run, ["doctor", tmp_path / "none"], "no such folder")
+    assert_refused(run, ["doctor", files["forget"]], "is a file; a model is")
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
-    bad(run, ["doctor", tmp_path / "m"], "cannot load")
+    assert_refused(run, ["doctor", tmp_path / "m"], "cannot load")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + b"\x00" * 100)
-    bad(run, ["doctor", tmp_path / "cut.gguf"], "cannot load")
-    bad(run, ["doctor", tmp_path / "none.gguf"], "no such file")
+    assert_refused(run, ["doctor", tmp_path / "cut.gguf"], "cannot load")
+    assert_refused(run, ["doctor", tmp_path / "none.gguf"], "no such file")
 
 
 def test_an_output_folder_in_use_needs_overwrite(run, tiny_folder, files, tmp_path):

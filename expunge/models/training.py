@@ -44,14 +44,12 @@ class TrainConfig(BaseModel):
 class TrainRow:
     """A tokenised prompt with the answer to learn (end-of-sequence included).
 
-    weight: of this row's loss. reference: for a row whose loss is KL to the model itself, its likeliest tokens
-    (T, k) and their log-probabilities (T, k); None for cross-entropy.
+    weight: of this row's loss.
     """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     weight: float = 1.0
-    reference: tuple[Tensor, Tensor] | None = None
 
 
 def rows_of(chat: ChatModel, pairs: Sequence[tuple[Any, str]], weight: float = 1.0) -> list[TrainRow]:
@@ -59,21 +57,6 @@ def rows_of(chat: ChatModel, pairs: Sequence[tuple[Any, str]], weight: float = 1
     prompts = chat.prompt_ids([p for p, _ in pairs])
     answers = chat.answer_ids([r for _, r in pairs])
     return [TrainRow(tuple(p), tuple(a), weight) for p, a in zip(prompts, answers, strict=True)]
-
-
-def with_reference(chat: ChatModel, rows: Sequence[TrainRow], top: int = 64, batch_size: int = 16) -> list[TrainRow]:
-    """The rows with the present model's `top` likeliest tokens at each answer position, for a KL loss to it."""
-    done = []
-    for begin in range(0, len(rows), batch_size):
-        part = rows[begin : begin + batch_size]
-        ids, mask, chosen = (t.to(chat.device) for t in pad_answers([r.prompt for r in part], [r.answer for r in part]))
-        with torch.no_grad():
-            logs = answer_logits(chat, ids, mask, chosen).float().log_softmax(-1)
-        best = logs.topk(min(top, logs.shape[-1]), dim=-1)
-        sizes = [len(r.answer) for r in part]
-        for row, tokens, values in zip(part, best.indices.split(sizes), best.values.split(sizes), strict=True):
-            done.append(replace(row, reference=(tokens.clone(), values.clone())))
-    return done
 
 
 def train(
@@ -148,7 +131,7 @@ def _batches(rows: Sequence[TrainRow], size: int, rng: random.Random) -> Iterato
 
 
 def _loss(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Tensor:
-    """Mean over rows (weighted) of the mean loss over answer tokens: cross-entropy, or KL to the reference."""
+    """Mean over rows (weighted) of the mean cross-entropy over answer tokens."""
     cache = None
     if shared:  # the shared prefix is run once a step, with gradients, and continued by every row
         ids = torch.tensor([rows[0].prompt[:shared]], device=chat.device)
@@ -161,17 +144,8 @@ def _loss(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Tensor:
     sizes = [len(r.answer) for r in rows]
     losses = []
     for row, part, truth in zip(rows, logits.split(sizes), ids[chosen].split(sizes), strict=True):
-        loss = F.cross_entropy(part, truth) if row.reference is None else _partial_kl(part, *row.reference)
-        losses.append(loss * row.weight)
+        losses.append(F.cross_entropy(part, truth) * row.weight)
     return torch.stack(losses).sum() / sum(r.weight for r in rows)
-
-
-def _partial_kl(logits: Tensor, tokens: Tensor, reference: Tensor) -> Tensor:
-    """KL(reference || model) over the reference's likeliest tokens and one bucket for all others, mean over positions."""
-    mine = logits.log_softmax(-1).gather(1, tokens)
-    rest_mine = torch.log1p(-mine.exp().sum(1).clamp(max=1 - 1e-6))
-    rest = torch.log1p(-reference.exp().sum(1).clamp(max=1 - 1e-6))
-    return ((reference.exp() * (reference - mine)).sum(1) + rest.exp() * (rest - rest_mine)).mean()
 
 
 @contextmanager
