@@ -13,7 +13,6 @@ of a layer are taken after the edits below it.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -25,14 +24,11 @@ from torch import Tensor
 from ..data.examples import ForgetTask
 from ..edits import Edit, LowRank
 from ..errors import InputError
-from ..models.activations import Batch, Shelf, Site, Stream, check_additive, common_prefix, last_token_means
+from ..models.activations import Shelf, Site, Stream, check_additive, common_prefix, last_token_means
 from ..models.loading import ChatModel
-from ..models.statistics import Moments, Rows
+from .detector import Detector, Tokens, shared_with, strength, token_weights
 
 Progress = Callable[[int], None]
-
-
-Tokens = Literal["all", "after_prefix", "distinct"]
 
 
 class LunarConfig(BaseModel):
@@ -52,9 +48,9 @@ class LunarConfig(BaseModel):
     forget_weight: float = Field(1.0, gt=0, description="w_f, weight of a forget token")
     retain_weight: float = Field(1.0, ge=0, description="w_r, weight of a retain token")
     tokens: Tokens = Field(
-        "distinct",
-        description="all: every token of a prompt; after_prefix leaves out the prefix that all prompts share; distinct counts a forget token only "
-        "from where its prompt differs from every retain prompt",
+        "subject",
+        description="which forget tokens count: all; after_prefix leaves out the prefix that all prompts share; distinct: from where a prompt "
+        "differs from every retain prompt; subject: of these, the more the better they can be told from the retain set",
     )
     solver: Literal["exact", "sgd"] = Field("exact", description="sgd: the published procedure, for comparison only")
     form: Literal["auto", "primal", "dual"] = Field(
@@ -69,7 +65,7 @@ class Target:
     forget: Stream
     retain: Stream | None
     directions: dict[int, Tensor]  # r(l), (d,) float64
-    skip: list[int]  # of each forget prompt, the leading tokens that `tokens="distinct"` does not count
+    skip: list[int]  # of each forget prompt, the leading tokens that "distinct" and "subject" do not count
 
 
 def redirections(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -98,24 +94,6 @@ def prepare(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> Target:
     return Target(forget, retain, directions, shared_with(ids["forget"], ids["retain"]))
 
 
-def shared_with(prompts: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> list[int]:
-    """Of each prompt, how many leading tokens it shares with the nearest of the others.
-
-    Under causal attention the activations of these tokens are the same in both prompts at every layer, so their
-    targets, c r and 0, cannot both be met.
-    """
-    ordered = sorted(tuple(o) for o in others)
-    found = []
-    for prompt in prompts:
-        place = bisect.bisect(ordered, tuple(prompt))  # in sorted order, the longest shared start is a neighbour's
-        found.append(max((_shared(prompt, o) for o in ordered[max(place - 1, 0) : place + 1]), default=0))
-    return found
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
 def exact(
     chat: ChatModel,
     target: Target,
@@ -139,15 +117,22 @@ def exact(
         more = place + 1 < len(layers)
         shelf = streams[0][0].shelf()
         kept: list[list[tuple[Any, Any]]] = []
-        sums = _Sums(chat, streams, config)
+        tokens = sum(int(b.mask.sum()) for stream, _, _ in streams for b in stream.batches)
+        dual = config.form == "dual" or (config.form == "auto" and tokens < chat.layout.inner)
+        detector = Detector(chat.layout.inner, chat.device, dual)
         for stream, weight, is_forget in streams:
             kept.append([])
             for batch, taken in stream.visit([inner, out] if more else [inner]):
-                skip = target.skip if is_forget and config.tokens == "distinct" else None
-                sums.add(taken[inner], *_token_weights(batch, weight, is_forget, config.tokens, stream.prefix, skip))
+                weights = token_weights(batch, weight, is_forget, config.tokens, stream.prefix, target.skip)
+                if more or is_forget:
+                    held = shelf.put(taken[inner])
+                if is_forget:
+                    detector.forget.append((held, batch, weights))
+                else:
+                    detector.retain.add(taken[inner], batch.mask & (weights > 0), weights, torch.zeros_like(weights))
                 if more:
-                    kept[-1].append((shelf.put(taken[inner]), shelf.put(taken[out])))
-        u = sums.solve(ridge)
+                    kept[-1].append((held, shelf.put(taken[out])))
+        u = detector.solve(ridge, subject=config.tokens == "subject")
         shift = coefficient * target.directions[layer]
         found[layer] = (shift, u)
         if more:
@@ -159,45 +144,8 @@ def exact(
 def _moved(inner: Any, out: Any, shift: Tensor, u: Tensor, shelf: Shelf) -> Any:
     """The block's output after the edit: a + c r (u . h), without running the block again."""
     h, a = inner(), out()
-    strength = h.to(torch.promote_types(h.dtype, torch.float32)) @ u.to(
-        h.device, torch.promote_types(h.dtype, torch.float32)
-    )
-    return shelf.put(a + (strength[..., None] * shift.to(strength)).to(a.dtype))
-
-
-def _token_weights(
-    batch: Batch, weight: float, is_forget: bool, tokens: Tokens, prefix: int, skip: Sequence[int] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(mask, weights, targets) of a batch's tokens, each (b, t). The shared prefix counts once a row."""
-    size = weight * (len(batch.rows) if batch.is_prefix else 1)
-    if batch.is_prefix and (tokens == "after_prefix" or skip is not None):
-        size = 0.0
-    weights = torch.full(batch.mask.shape, size, dtype=torch.float64, device=batch.ids.device)
-    if skip is not None and not batch.is_prefix:
-        first = torch.tensor([skip[row] - prefix for row in batch.rows], device=weights.device)
-        weights[torch.arange(weights.shape[1], device=weights.device)[None] < first[:, None]] = 0.0
-    return batch.mask, weights, weights if is_forget else torch.zeros_like(weights)
-
-
-class _Sums:
-    """Takes tokens in and solves: moments (primal) or rows (dual)."""
-
-    def __init__(self, chat: ChatModel, streams: Sequence[tuple[Stream, float, bool]], config: LunarConfig) -> None:
-        size = chat.layout.inner
-        tokens = sum(int(b.mask.sum()) for stream, _, _ in streams for b in stream.batches)
-        self.dual = config.form == "dual" or (config.form == "auto" and tokens < size)
-        self.moments = None if self.dual else Moments(size, chat.device)
-        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def add(self, inputs: Tensor, mask: Tensor, weights: Tensor, targets: Tensor) -> None:
-        part = inputs[mask], weights[mask], targets[mask]
-        if self.moments is None:
-            self.rows.append(part)
-        else:
-            self.moments.add(*part)
-
-    def solve(self, ridge: float) -> Tensor:
-        return self.moments.solve(ridge) if self.moments is not None else Rows.gather(self.rows).solve(ridge)
+    value = strength(h, u)
+    return shelf.put(a + (value[..., None] * shift.to(value)).to(a.dtype))
 
 
 def edit_of(chat: ChatModel, found: dict[int, tuple[Tensor, Tensor]], meta: dict[str, Any]) -> Edit:
