@@ -71,8 +71,8 @@ def choose_layers(chat: ChatModel, task: ForgetTask, width: int | None = None) -
 
 # ---------------------------------------------------------------- coefficient and ridge
 
-RIDGES = (0.03, 0.003)
-COEFFICIENTS = (1.0, 1.5, 2.0)
+RIDGES = (0.03, 0.1)
+COEFFICIENTS = (2.0, 3.0, 4.0)
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
 FIT_REWRITES = 2
