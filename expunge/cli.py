@@ -226,13 +226,14 @@ def evaluate(
     rows: Annotated[str | None, typer.Option(help="file for the per-row values (JSON)")] = None,
 ) -> None:
     """Evaluates a model on the roles that are given."""
+    from .files import write_whole
     from .progress import Reporter
     from .run import evaluate_run
 
     reporter = Reporter(quiet)
     result = evaluate_run(_spec(model, given), reporter)
     if rows:
-        Path(rows).write_text(_dump(result.rows))
+        write_whole(Path(rows), _dump(result.rows))
     if json:
         _print(dict(result))
     else:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import ExpungeError, InputError, IntegrityError
+from .errors import InputError, IntegrityError
+from .files import new_folder
 
 if TYPE_CHECKING:
     from .models.loading import ChatModel
@@ -332,45 +330,6 @@ def tensor_hashes(tensor: Tensor) -> dict[str, str]:
     own = str(tensor.dtype).removeprefix("torch.")
     kinds = {own, *(k for k, d in _FLOATS.items() if torch.finfo(d).bits < torch.finfo(tensor.dtype).bits)}
     return {kind: tensor_hash(tensor.detach().to(_FLOATS[kind])) for kind in sorted(kinds)}
-
-
-@contextmanager
-def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into that takes the target's name at the end, or vanishes after an exception.
-
-    Raises:
-        InputError: the target is there and not empty, and is not to be overwritten.
-    """
-    check_free(target, overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as e:
-        raise ExpungeError(f"cannot write to {target.parent}: {e.strerror or e}") from e
-    old = work.with_name(work.name + "-old")
-    try:
-        yield work
-        work.chmod(0o755)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(work, target)
-    except OSError as e:
-        raise ExpungeError(f"cannot write {target}: {e.strerror or e}; nothing was written there") from e
-    except SafetensorError as e:  # how safetensors reports a full disk
-        raise ExpungeError(f"cannot write {target}: {e}; nothing was written there") from e
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def check_free(target: Path, overwrite: bool) -> None:
-    """Raises `InputError` unless the target may be written."""
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file, not a folder")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise InputError(f"{target} is not empty; pass --overwrite to replace it, or another --out")
 
 
 def _module(model: ChatModel | nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from . import __version__
 from .data import prompts
 from .data.examples import ForgetTask, read_examples, split_group
 from .errors import InputError
+from .files import check_free, new_folder, write_whole
 from .progress import Reporter
 from .spec import DataSpec, ModelSpec, RunSpec, public
 
@@ -84,9 +85,9 @@ def read_task(spec: DataSpec) -> tuple[ForgetTask, ForgetTask]:
 
 def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     """Runs all stages and writes the output folder."""
-    from .edits import check_free, new_folder
     from .evaluation.scores import evaluate
-    from .methods import abstention, method, run_method
+    from .methods import abstention, method
+    from .models.generation import own_answers
 
     method(spec.method).configure(**spec.settings)
     teaching = teaching_config(spec)
@@ -121,7 +122,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     if not fit.retain:
         with reporter.stage("keep"):
             rows = prompts.general_split()[0][:KEEP_ROWS]
-            fit = fit.but(retain=abstention.own_answers(chat, rows, 32))
+            fit = fit.but(retain=own_answers(chat, rows, 32))
     edit: Edit | None = None
     if share < ABSTENTION_BAR:
 
@@ -133,7 +134,9 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         edit = stages.edit("teach", teach)
         edit.apply(chat)
         evaluations["taught"] = look("taught")
-    found = stages.edit("unlearn", lambda: _unlearn(chat, fit, spec, reporter, run_method))
+    found = stages.edit("unlearn", lambda: _unlearn(chat, fit, spec, reporter))
+    for warning in found.meta.get("warnings", ()):
+        reporter.say(f"warning: {warning}")
     if edit is not None:
         edit.revert(chat)
         found = edit.compose(found)
@@ -148,7 +151,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         "out": str(out),
     }
     with reporter.stage("write"):
-        _write(chat, found, spec, report, out, new_folder)
+        _write(chat, found, spec, report, out)
     stages.clear()
     return Result(report, evaluations, judge, found)
 
@@ -166,14 +169,14 @@ def teaching_config(spec: RunSpec) -> Any:
         raise InputError(f"teach: {plain(e)}") from None
 
 
-def _unlearn(
-    chat: ChatModel, task: ForgetTask, spec: RunSpec, reporter: Reporter, run_method: Callable[..., Edit]
-) -> Edit:
+def _unlearn(chat: ChatModel, task: ForgetTask, spec: RunSpec, reporter: Reporter) -> Edit:
+    from .methods import run_method
+
     with reporter.stage("unlearn") as advance:
-        return run_method(chat, task, spec.method, dict(spec.settings), lambda n: advance(n))
+        return run_method(chat, task, spec.method, dict(spec.settings), advance)
 
 
-def _write(chat: ChatModel, edit: Edit, spec: RunSpec, report: dict[str, Any], out: Path, new_folder: Any) -> None:
+def _write(chat: ChatModel, edit: Edit, spec: RunSpec, report: dict[str, Any], out: Path) -> None:
     from .checkpoint import stored, write_checkpoint, write_sums
 
     if spec.output.keep_edit:
@@ -291,10 +294,7 @@ class _Stages:
         if file.is_file():
             return json.loads(file.read_text())
         value = make()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(value))
-        partial.replace(file)
+        write_whole(file, json.dumps(value))
         return value
 
 
@@ -328,7 +328,7 @@ def revert_run(checkpoint: Path, edit: Path, out: Path, overwrite: bool) -> None
         IntegrityError: what was restored is not what the edit was made for.
     """
     from .checkpoint import restore, stored, write_sums
-    from .edits import Edit, check_free, new_folder, tensor_hash
+    from .edits import Edit, tensor_hash
     from .errors import IntegrityError
 
     check_free(out, overwrite)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from .data import prompts
 from .data.examples import read_examples
 from .errors import InputError
+from .files import check_free, new_folder
 from .progress import Reporter
 from .run import load, teaching_config
 from .spec import RunSpec
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 def teach_run(spec: RunSpec, abstention: bool, reporter: Reporter) -> dict[str, Any]:
     """Teaches and writes; `spec.settings` are those of the training loop, or of teaching abstention."""
     from .checkpoint import write_checkpoint, write_sums
-    from .edits import check_free, new_folder
 
     if abstention == bool(spec.data.data):
         raise InputError("teach takes either --data FILE or --abstention")

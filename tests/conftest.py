@@ -143,8 +143,11 @@ UNKNOWN = prompts.unverifiable()[:24]
 
 
 def tiny_rows() -> list[tuple[str, str]]:
+    """Facts and unknowable questions, each plain and in rewrites, so that the model knows facts and not strings."""
     texts = prompts.abstentions()[:4]
-    return [(str(e.prompt), e.response) for e in FACTS] + [(str(e.prompt), texts[i % 4]) for i, e in enumerate(UNKNOWN)]
+    unknown = [Example(e.prompt, texts[i % 4]) for i, e in enumerate(UNKNOWN)]
+    plain = [*FACTS, *unknown]
+    return [(str(e.prompt), e.response) for e in [*plain, *prompts.rewrites(plain, "fit", 4)]]
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +159,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
     settings = SIZES | {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6}
     model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**settings))
     chat = ChatModel(model.eval(), tokenizer)
-    config = TrainConfig(adapter="full", learning_rate=3e-3, epochs=60, batch_size=16, warmup=0.1)
+    config = TrainConfig(adapter="full", learning_rate=3e-3, epochs=30, batch_size=16, warmup=0.1)
     edit = train(chat, rows_of(chat, tiny_rows()), config, stop=lambda _, loss: loss < 0.01)
     edit.apply(chat, keep_original=False)
     folder = tmp_path_factory.mktemp("tiny") / "model"

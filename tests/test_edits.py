@@ -6,7 +6,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from expunge import Edit, InputError, IntegrityError, LowRank, Replace
-from expunge.edits import new_folder, tensor_hash
+from expunge.edits import tensor_hash
+from expunge.files import new_folder
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 OTHER = "model.layers.2.mlp.down_proj.weight"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import write_whole
 from .examples import Example
 
 _SUFFIXES = ("Corp", "Ltd", "Inc", "LLC", "Group", "Partners", "Holdings", "Works")
@@ -404,10 +405,4 @@ def _job(edge: str, one: tuple[str, str], two: tuple[str, str], draw: _Draw) -> 
 def write_rows(examples: Sequence[Example], out: Path) -> None:
     """JSON lines {"edge", "question", "answer"}; the file appears whole."""
     lines = [json.dumps({"edge": e.group, "question": e.prompt, "answer": e.response}) + "\n" for e in examples]
-    partial = out.with_name(f".{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(out, "".join(lines))

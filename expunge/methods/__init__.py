@@ -98,8 +98,8 @@ def unlearn(model: ChatModel, task: ForgetTask, method: str = "lunar", **setting
 
 
 def run_method(model: ChatModel, task: ForgetTask, name: str, settings: dict[str, Any], progress: Any = None) -> Edit:
-    """`unlearn` with a callback for progress: called with (steps done, of how many, what was done)."""
-    chosen = REGISTRY[name] if name in REGISTRY else method(name)
+    """`unlearn` with a callback for progress, called with 1 after each of the method's steps."""
+    chosen = method(name)
     missing = [role for role in chosen.needs if not task.role(role)]
     if missing:
         raise InputError(f"{name} needs {' and '.join(missing)} rows, and the task has none")

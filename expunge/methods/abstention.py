@@ -59,12 +59,6 @@ def probe_abstention(model: ChatModel, reference: Sequence[Example], rows: int =
     return abstention_rate([a.text for a in answers])
 
 
-def own_answers(model: ChatModel, examples: Sequence[Example], tokens: int) -> list[Example]:
-    """The examples with the model's own greedy answers as responses."""
-    answers = greedy(model, model.prompt_ids([e.prompt for e in examples]), tokens)
-    return [Example(e.prompt, a.text, e.group) for e, a in zip(examples, answers, strict=True)]
-
-
 def teach_abstention(
     model: ChatModel,
     reference: Sequence[Example],
@@ -96,8 +90,9 @@ def teach_abstention(
     streams = [Stream(model, prompts, prefix) for prompts in (ids, kept) if prompts]
     target = Target(streams[0], streams[1] if kept else None, vectors, [len(i) - suffix for i in ids])
     settings = LunarConfig(layers=tuple(layers), coefficient=config.coefficient, ridge=config.ridge, tokens="distinct")
-    found = exact(model, target, layers, [config.coefficient] * len(layers), config.ridge, settings)
-    return edit_of(model, found, {"method": "teach-abstention", **config.model_dump(), "layers": layers})
+    return edit_of(
+        model, exact(model, target, settings), {"method": "teach-abstention", **config.model_dump(), "layers": layers}
+    )
 
 
 def common_suffix(prompts: Sequence[Sequence[int]]) -> int:

@@ -86,8 +86,8 @@ class Sums:
         else:
             self.moments.add(*part)
 
-    def solve(self, ridge: float) -> Tensor:
-        return Rows.gather(self.rows).solve(ridge) if self.moments is None else self.moments.solve(ridge)
+    def system(self) -> Moments | Rows:
+        return Rows.gather(self.rows) if self.moments is None else self.moments
 
 
 @dataclass
@@ -102,29 +102,31 @@ class Detector:
     def __post_init__(self) -> None:
         self.retain = Sums(self.size, self.device, self.dual)
 
-    def solve(self, ridge: float, subject: bool = False) -> Tensor:
-        """u, (p,) float64; for `subject`, fitted again in rounds with each forget token's weight times how well it is told apart.
+    def solve(self, ridge: float, subject: bool = False) -> tuple[Tensor, float]:
+        """(u, the share of tr(G) that one direction holds), u (p,) float64.
+
+        For `subject`, u is fitted again in rounds with each forget token's weight times how well it is told apart.
 
         A token's factor is the square of u . h relative to the largest of its prompt, so that each prompt keeps a token
         of full weight. Most tokens of a forget prompt (question words, the chat template's) stand in retain prompts as
         well: with the target 1 they only teach u to answer to those words wherever they stand.
         """
-        u = self._fit(ridge, [weights for _, _, weights in self.forget])
+        system = self._system([weights for _, _, weights in self.forget])
         for _ in range(ROUNDS if subject else 0):
-            u = self._fit(ridge, self._told_apart(u))
-        return u
+            system = self._system(self._told_apart(system.solve(ridge)))
+        return system.solve(ridge), system.share
 
-    def _fit(self, ridge: float, weights: Sequence[Tensor]) -> Tensor:
+    def _system(self, weights: Sequence[Tensor]) -> Moments | Rows:
         sums = self.retain.copy()
         for (inputs, batch, _), w in zip(self.forget, weights, strict=True):
             sums.add(inputs(), batch.mask & (w > 0), w, w)
-        return sums.solve(ridge)
+        return sums.system()
 
     def _told_apart(self, u: Tensor) -> list[Tensor]:
-        """The weights times (u . h / the largest of the prompt)^2; the shared prefix tells nothing apart."""
+        """The weights times (u . h / the largest of the prompt)^2."""
         found = []
         for inputs, batch, weights in self.forget:
             value = strength(inputs(), u).double().clamp(min=0) * (batch.mask & (weights > 0))
             best = value.amax(1, keepdim=True).clamp(min=1e-12)
-            found.append(torch.zeros_like(weights) if batch.is_prefix else weights * (value / best) ** 2)
+            found.append(weights * (value / best) ** 2)
         return found

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +29,7 @@ from ..models.loading import ChatModel
 from .detector import Detector, Tokens, shared_with, strength, token_weights
 
 Progress = Callable[[int], None]
+HEAVY = 0.9  # share of tr(G) in one direction from which the ridge misleads
 
 
 class LunarConfig(BaseModel):
@@ -56,6 +57,28 @@ class LunarConfig(BaseModel):
     form: Literal["auto", "primal", "dual"] = Field(
         "auto", description="dual: a system of the tokens' size; auto: the smaller"
     )
+
+    def placed(self) -> dict[int, float]:
+        """The coefficient of each layer, in ascending order, once neither is "auto".
+
+        Raises:
+            InputError: another number of coefficients than of layers.
+        """
+        if self.layers == "auto" or self.coefficient == "auto":
+            raise ValueError("layers and coefficient are to be found first")
+        layers, value = self.layers, self.coefficient
+        coefficients = value if isinstance(value, tuple) else (value,) * len(layers)
+        if len(coefficients) != len(layers):
+            raise InputError(f"{len(coefficients)} coefficients for {len(layers)} layers: give one, or one a layer")
+        return dict(sorted(zip(layers, coefficients, strict=True)))
+
+
+class Solved(NamedTuple):
+    """The solution at one layer: dW = shift u^T."""
+
+    shift: Tensor  # c r, (d,) float64
+    u: Tensor  # (p,) float64
+    share: float  # of tr(G), what one direction holds
 
 
 @dataclass
@@ -94,31 +117,24 @@ def prepare(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> Target:
     return Target(forget, retain, directions, shared_with(ids["forget"], ids["retain"]))
 
 
-def exact(
-    chat: ChatModel,
-    target: Target,
-    layers: Sequence[int],
-    coefficients: Sequence[float],
-    ridge: float,
-    config: LunarConfig,
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Solves layer by layer; returns layer -> (c r, u), of sizes d and p, in float64.
-
-    The streams of `target` are left where they are.
-    """
+def exact(chat: ChatModel, target: Target, config: LunarConfig) -> dict[int, Solved]:
+    """Solves layer by layer, with settings none of which is "auto"; the streams of `target` are left where they are."""
+    if config.ridge == "auto":
+        raise ValueError("ridge is to be found first")
+    placed = config.placed()
     streams = [(target.forget.fork(), config.forget_weight, True)]
     if target.retain:
         streams.append((target.retain.fork(), config.retain_weight, False))
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for place, (layer, coefficient) in enumerate(zip(layers, coefficients, strict=True)):
+    tokens = sum(int(b.mask.sum()) for stream, _, _ in streams for b in stream.batches)
+    dual = config.form == "dual" or (config.form == "auto" and tokens < chat.layout.inner)
+    found: dict[int, Solved] = {}
+    for layer, coefficient in placed.items():
         for stream, _, _ in streams:
             stream.seek(layer)
         inner, out = Site("inner", layer), Site("out", layer)
-        more = place + 1 < len(layers)
+        more = layer < max(placed)
         shelf = streams[0][0].shelf()
         kept: list[list[tuple[Any, Any]]] = []
-        tokens = sum(int(b.mask.sum()) for stream, _, _ in streams for b in stream.batches)
-        dual = config.form == "dual" or (config.form == "auto" and tokens < chat.layout.inner)
         detector = Detector(chat.layout.inner, chat.device, dual)
         for stream, weight, is_forget in streams:
             kept.append([])
@@ -132,9 +148,9 @@ def exact(
                     detector.retain.add(taken[inner], batch.mask & (weights > 0), weights, torch.zeros_like(weights))
                 if more:
                     kept[-1].append((held, shelf.put(taken[out])))
-        u = detector.solve(ridge, subject=config.tokens == "subject")
+        u, share = detector.solve(config.ridge, subject=config.tokens == "subject")
         shift = coefficient * target.directions[layer]
-        found[layer] = (shift, u)
+        found[layer] = Solved(shift, u, share)
         if more:
             for (stream, _, _), parts in zip(streams, kept, strict=True):
                 stream.advance(layer + 1, [_moved(h, a, shift, u, shelf) for h, a in parts])
@@ -148,61 +164,49 @@ def _moved(inner: Any, out: Any, shift: Tensor, u: Tensor, shelf: Shelf) -> Any:
     return shelf.put(a + (value[..., None] * shift.to(value)).to(a.dtype))
 
 
-def edit_of(chat: ChatModel, found: dict[int, tuple[Tensor, Tensor]], meta: dict[str, Any]) -> Edit:
+def edit_of(chat: ChatModel, found: dict[int, Solved], meta: dict[str, Any]) -> Edit:
     """The rank-one parts as an Edit, in the orientation in which the weights are stored."""
     parts = {}
-    for layer, (shift, u) in found.items():
+    for layer, (shift, u, _) in found.items():
         left, right = (u, shift) if chat.layout.transposed else (shift, u)
         parts[chat.layout.weight_name(layer)] = LowRank(left.cpu()[:, None], right.cpu()[None, :])
+    if warnings := [
+        f"layer {layer}: one direction (often one token's) holds {s.share:.0%} of the activations' energy, so the ridge is "
+        "far stronger than it looks; choose lower layers or a smaller ridge"
+        for layer, s in found.items()
+        if s.share > HEAVY
+    ]:
+        meta = meta | {"warnings": warnings}
     return Edit.on(chat.model, parts, meta)
 
 
 def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Progress | None = None) -> Edit:
     """The Edit of LUNAR; the model is left as it was.
 
-    What is "auto" in the config is found first (see `tuning`); with layers, coefficient and ridge given, the edit is
+    What is "auto" in the config is found (see `tuning`); with layers, coefficient and ridge given, the edit is
     the formula above on exactly the task's rows.
     """
     from . import tuning
 
-    layers = (
-        tuning.choose_layers(chat, task) if config.layers == "auto" else chat.layout.check_layers(list(config.layers))
-    )
-    for layer in layers:
+    given = [] if config.layers == "auto" else chat.layout.check_layers(list(config.layers))
+    for layer in given or [len(chat.layout) // 2]:
         check_additive(chat, layer)
     if config.solver == "sgd":
         from .lunar_sgd import published
 
-        coefficient = 2.0 if config.coefficient == "auto" else config.coefficient
-        return published(chat, task, layers, coefficients_of(coefficient, layers), config)
-    if config.coefficient == "auto" or config.ridge == "auto":
-        return tuning.tune(chat, task, layers, config, progress)
-    target = prepare(chat, task, layers)
-    return solve(chat, target, layers, coefficients_of(config.coefficient, layers), config.ridge, config)
+        found: dict[str, Any] = {}
+        if config.layers == "auto":
+            found["layers"] = tuning.windows(chat, task)[0]
+        if config.coefficient == "auto":
+            found["coefficient"] = 2.0
+        return published(chat, task, config.model_copy(update=found))
+    if "auto" in (config.layers, config.coefficient, config.ridge):
+        return tuning.tune(chat, task, config, progress)
+    return solve(chat, prepare(chat, task, given), config)
 
 
-def coefficients_of(value: float | tuple[float, ...], layers: Sequence[int]) -> list[float]:
-    """One coefficient a layer.
-
-    Raises:
-        InputError: another number of coefficients than of layers.
-    """
-    values = list(value) if isinstance(value, tuple) else [value] * len(layers)
-    if len(values) != len(layers):
-        raise InputError(f"{len(values)} coefficients for {len(layers)} layers: give one, or one a layer")
-    return values
-
-
-def solve(
-    chat: ChatModel,
-    target: Target,
-    layers: Sequence[int],
-    coefficients: Sequence[float],
-    ridge: float,
-    config: LunarConfig,
-) -> Edit:
-    """The exact solution as an Edit."""
-    found = exact(chat, target, layers, coefficients, ridge, config)
-    return edit_of(
-        chat, found, {"method": "lunar", "layers": list(layers), "coefficient": list(coefficients), "ridge": ridge}
-    )
+def solve(chat: ChatModel, target: Target, config: LunarConfig) -> Edit:
+    """The exact solution as an Edit; see `exact`."""
+    placed = config.placed()
+    meta = {"method": "lunar", "layers": [*placed], "coefficient": [*placed.values()], "ridge": config.ridge}
+    return edit_of(chat, exact(chat, target, config), meta)

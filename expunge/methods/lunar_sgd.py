@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 EPOCHS, LEARNING_RATE, DECAY, BATCH_TOKENS, DIRECTION_BATCH = 20, 0.01, 0.9, 64, 32
 
 
-def published(
-    chat: ChatModel, task: ForgetTask, layers: Sequence[int], coefficients: Sequence[float], config: LunarConfig
-) -> Edit:
+def published(chat: ChatModel, task: ForgetTask, config: LunarConfig) -> Edit:
     """The Edit that the published procedure finds: a replaced down projection a layer."""
+    placed = config.placed()
+    layers = list(placed)
     directions = _directions(chat, task, layers)
     inputs: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     targets: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    shifts = {layer: c * directions[layer] for layer, c in zip(layers, coefficients, strict=True)}
+    shifts = {layer: c * directions[layer] for layer, c in placed.items()}
     for rows, is_forget in ((task.forget, True), (task.retain, False)):
         prompts = [e.prompt for e in rows]
         out = _pass(chat, prompts, layers, "out")
@@ -49,7 +49,6 @@ def published(
         layers,
         {k: torch.cat(v) for k, v in inputs.items()},
         {k: torch.cat(v) for k, v in targets.items()},
-        config,
     )
 
 
@@ -106,9 +105,7 @@ def _silent(module: nn.Module, when: str, hook: Callable[..., Any]) -> tuple[nn.
     return module, when, silent
 
 
-def _fit(
-    chat: ChatModel, layers: Sequence[int], inputs: dict[int, Tensor], targets: dict[int, Tensor], config: LunarConfig
-) -> Edit:
+def _fit(chat: ChatModel, layers: Sequence[int], inputs: dict[int, Tensor], targets: dict[int, Tensor]) -> Edit:
     weights = {}
     for layer in layers:
         stored = chat.model.get_parameter(chat.layout.weight_name(layer)).detach()

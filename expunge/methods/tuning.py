@@ -1,15 +1,15 @@
 """What LUNAR finds by itself: layers, coefficient and ridge.
 
 Layers come from the abstention score: with c r added to a block's output while it runs, how likely the model finds
-abstentions as answers to forget prompts. No text is generated. Coefficient and ridge are tried on rows that judge
-nothing: built-in paraphrases of the forget rows, and a fifth of the retain rows.
+abstentions as answers to forget prompts. No text is generated. Windows of layers, coefficient and ridge are tried on
+rows that judge nothing: built-in paraphrases of the forget rows, and a fifth of the retain rows.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,13 +18,13 @@ from ..data.prompts import abstentions, general_split, rewrites
 from ..edits import Edit
 from ..evaluation.text import deviation_score, rouge_recall
 from ..models.activations import hidden_of, hooked, with_hidden
-from ..models.generation import greedy, score_answers
+from ..models.generation import greedy, own_answers, score_answers
 from ..models.loading import ChatModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .lunar import LunarConfig
+    from .lunar import LunarConfig, Target
 
 SCORE_ROWS = 8
 
@@ -47,10 +47,14 @@ def abstention_scores(
     return scores
 
 
-def choose_layers(chat: ChatModel, task: ForgetTask, width: int | None = None) -> list[int]:
-    """The `width` neighbouring layers (default: a sixth of all) with the best mean abstention score.
+def windows(chat: ChatModel, task: ForgetTask, width: int | None = None) -> list[tuple[int, ...]]:
+    """Windows of neighbouring layers to try: the one with the best mean abstention score, and two below it.
 
-    Every third layer is scored, then those around the best; the scores between are interpolated.
+    Every third layer is scored, then those around the best; the scores between are interpolated. The score sees only how
+    well the direction steers, not how well a layer tells the forget set from the rest, which lower layers often do better.
+
+    Args:
+        width: layers a window; default: a sixth of all.
     """
     from .lunar import redirections
 
@@ -64,15 +68,16 @@ def choose_layers(chat: ChatModel, task: ForgetTask, width: int | None = None) -
     scores |= abstention_scores(chat, task, {n: directions[n] for n in near})
     known = sorted(scores)
     curve = np.interp(range(count), known, [scores[n] for n in known])
-    means = np.convolve(curve, np.ones(width) / width, mode="valid")
-    first = int(means.argmax())
-    return list(range(first, first + width))
+    first = int(np.convolve(curve, np.ones(width) / width, mode="valid").argmax())
+    step = max(round(width * 0.6), 1)
+    starts = dict.fromkeys(max(first - n * step, 0) for n in range(3))
+    return [tuple(range(start, start + width)) for start in starts]
 
 
-# ---------------------------------------------------------------- coefficient and ridge
+# ---------------------------------------------------------------- the search
 
+COEFFICIENTS = (3.0, 2.0, 4.0)
 RIDGES = (0.03, 0.1)
-COEFFICIENTS = (2.0, 3.0, 4.0)
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
 FIT_REWRITES = 2
@@ -82,54 +87,62 @@ GENERAL_ROWS = 100
 def tune(
     chat: ChatModel,
     task: ForgetTask,
-    layers: Sequence[int],
     config: LunarConfig,
     progress: Callable[[int], None] | None = None,
 ) -> Edit:
-    """The edit at the coefficient and ridge that do best on rows that judge nothing, refitted on all retain rows.
+    """The edit at the layers, coefficient and ridge that do best on rows that judge nothing.
 
-    The forget set is widened by built-in rewrites, and so are the retain rows, or the rewrites' own words would tell
-    the two apart. A trial's loss is the Deviation Score on other rewrites of the forget rows and on a fifth of the
-    retain rows, left out of the trial's fit, whose ROUGE-1 counts relative to that of the model as it is.
+    One setting after the other is tried, the others at the best so far; the first values are where it starts. A trial's
+    loss is the Deviation Score on other rewrites of the forget rows and on a fifth of the retain rows, left out of the
+    trial's fit, whose ROUGE-1 counts relative to that of the model as it is. The forget set is widened by built-in
+    rewrites, and so are the retain rows, or the rewrites' own words would tell the two apart. The best is fitted again on
+    all retain rows. A task without retain rows keeps the model's own answers to built-in general prompts.
     """
-    from .lunar import coefficients_of, prepare, solve
+    from .lunar import prepare, solve
 
-    rng = random.Random(0)
+    axes: dict[str, Sequence[Any]] = {
+        "layers": windows(chat, task) if config.layers == "auto" else [config.layers],
+        "coefficient": COEFFICIENTS if config.coefficient == "auto" else [config.coefficient],
+        "ridge": RIDGES if config.ridge == "auto" else [config.ridge],
+    }
+    if not task.retain:
+        task = task.but(retain=own_answers(chat, general_split()[0][:GENERAL_ROWS], TUNE_TOKENS))
     held = held_out(task.retain)
-    fit = [e for e in task.retain if e not in set(held)] or held
+    fit = _widened(task, [e for e in task.retain if e not in set(held)] or held)
     asked = rewrites(task.forget, "tune")
-    judge = (rng.sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
-    settings = [
-        (c, ridge)
-        for ridge in (RIDGES if config.ridge == "auto" else (config.ridge,))
-        for c in (COEFFICIENTS if config.coefficient == "auto" else (config.coefficient,))
-    ]
+    judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
     before = _rouge(chat, judge[1])
-    best: tuple[float, float | tuple[float, ...], float] | None = None  # loss, coefficient, ridge
-    target = prepare(chat, _widened(task, fit), layers)
-    trials = []
-    for coefficient, ridge in settings:
-        edit = solve(chat, target, layers, coefficients_of(coefficient, layers), ridge, config)
-        with edit.applied(chat):
+    trials: list[dict[str, Any]] = []
+    prepared: dict[tuple[int, ...], Target] = {}
+
+    def loss(found: dict[str, Any]) -> float:
+        layers = found["layers"]
+        if layers not in prepared:
+            prepared.clear()  # one at a time: a target holds the activations of every row
+            prepared[layers] = prepare(chat, fit, layers)
+        with solve(chat, prepared[layers], config.model_copy(update=found)).applied(chat):
             forget, kept = (_rouge(chat, rows) for rows in judge)
-        loss = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
-        trials.append(
-            {"coefficient": coefficient, "ridge": ridge, "forget_rouge1": forget, "retain_rouge1": kept, "loss": loss}
-        )
+        value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
+        trials.append({**found, "forget_rouge1": forget, "retain_rouge1": kept, "loss": value})
         if progress:
             progress(1)
-        if best is None or loss < best[0]:
-            best = (loss, coefficient, ridge)
-    assert best is not None
-    target = prepare(chat, _widened(task, task.retain), layers)
-    edit = solve(chat, target, layers, coefficients_of(best[1], layers), best[2], config)
+        return value
+
+    best = {name: values[0] for name, values in axes.items()}
+    lowest = loss(best)
+    for name, values in axes.items():
+        for value in values[1:]:
+            candidate = best | {name: value}
+            if (reached := loss(candidate)) < lowest:
+                best, lowest = candidate, reached
+    edit = solve(chat, prepare(chat, _widened(task, task.retain), best["layers"]), config.model_copy(update=best))
     edit.meta |= {"trials": trials, "retain_rouge1_before": before}
     return edit
 
 
 def held_out(retain: Sequence[Example]) -> list[Example]:
     """The fifth of the retain rows that tunes; these rows judge nothing."""
-    return random.Random(0).sample(list(retain), max(len(retain) // 5, 1)) if retain else []
+    return random.Random(0).sample(list(retain), max(len(retain) // 5, 1))
 
 
 def _widened(task: ForgetTask, retain: Sequence[Example]) -> ForgetTask:

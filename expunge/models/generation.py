@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.examples import Example
 from .activations import can_share, common_prefix, hooked
 from .loading import ChatModel
 
@@ -62,6 +63,12 @@ def greedy(
         if progress:
             progress(len(rows))
     return [r for r in results if r is not None]
+
+
+def own_answers(chat: ChatModel, examples: Sequence[Example], max_new_tokens: int) -> list[Example]:
+    """The examples with the model's own greedy answers as responses."""
+    answers = greedy(chat, chat.prompt_ids([e.prompt for e in examples]), max_new_tokens)
+    return [Example(e.prompt, a.text, e.group) for e, a in zip(examples, answers, strict=True)]
 
 
 def _prefix_cache(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:

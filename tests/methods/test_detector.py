@@ -22,8 +22,8 @@ def values(chat, prompts, u):
 
 def detector(chat, task, **settings):
     target = lunar.prepare(chat, task, [LAYER])
-    config = lunar.LunarConfig(**settings)
-    return lunar.exact(chat, target, [LAYER], [1.0], 0.1, config)[LAYER][1]
+    config = lunar.LunarConfig(layers=[LAYER], coefficient=1.0, ridge=0.1, **settings)
+    return lunar.exact(chat, target, config)[LAYER].u
 
 
 def test_subject_weights_leave_retain_prompts_quieter(tiny, tiny_task):

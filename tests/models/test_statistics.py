@@ -81,3 +81,12 @@ def test_a_singular_system_and_overflowed_activations_are_clear_errors():
         solve_ridge(torch.zeros(3, 3), torch.ones(3), 0.0)
     with pytest.raises(ExpungeError, match="not finite"):
         solve_ridge(torch.full((2, 2), float("inf")), torch.ones(2), 1.0)
+
+
+def test_the_share_of_one_direction():
+    rows, weights = torch.tensor([[30.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([1.0, 2.0, 1.0])
+    moments = Moments(2)
+    moments.add(rows, weights, weights)
+    assert moments.share == pytest.approx(900 / 903)
+    assert Rows.gather([(rows, weights, weights)]).share == pytest.approx(900 / 903)
+    assert Moments(2).share == 0.0
