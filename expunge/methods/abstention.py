@@ -1,16 +1,18 @@
 """Abstention: whether a model can say that it does not know, and teaching it where it cannot.
 
 LUNAR redirects to an ability that the model must have. It is taught without touching the rest: first a vector v is
-trained, with all weights frozen, so that any prompt is answered by an abstention when v is added to a block's output on
-the prompt's last tokens (those that the chat template appends). Then the same exact solve as LUNAR's ties v to the
-reference prompts and to nothing else: dW = c v u^T, with u from the reference prompts against the prompts to keep. The
-result is an Edit of rank one a layer, which composes with any other.
+trained, with all weights frozen, so that any prompt is answered by an abstention when v is added to the output of a few
+lower blocks on some of the prompt's words. Then the same exact solve as LUNAR's ties v to the reference prompts and to
+nothing else: dW = c v u^T, with u from the reference prompts against the prompts to keep; in the lower layers on the
+words that tell the two apart, in the highest on the last tokens, where what the lower ones wrote has arrived. There the
+taught model's r is v, which LUNAR can write in the lower layers as well (its setting `direction`). The result is an Edit
+of rank one a layer, which composes with any other.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +25,15 @@ from ..data.prompts import abstentions
 from ..edits import Edit
 from ..errors import ExpungeError, InputError
 from ..evaluation.text import abstention_rate
-from ..models.activations import Stream, check_additive, common_prefix, hidden_of, hooked, with_hidden
-from ..models.generation import answer_logits, greedy, pad_answers
+from ..models.activations import Stream, check_additive, common_prefix, hidden_of, hooked, token_norms, with_hidden
+from ..models.generation import answer_logits, greedy, pad_answers, prefix_cache, widened
 from ..models.loading import ChatModel
+from .detector import Tokens, shared_with
 from .lunar import LunarConfig, Target, edit_of, exact
 
 PROBE_ROWS = 24
 PROBE_TOKENS = 24
+SIZE_ROWS = 32
 
 
 class AbstentionConfig(BaseModel):
@@ -38,17 +42,20 @@ class AbstentionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[int, ...] | None = Field(
-        None, description="layers that get a vector; default: the one above the middle"
+        None, description="layers that write the vector; default: every second or so from a fifth of the depth to half"
     )
-    rows: int = Field(80, ge=1, description="reference prompts that learn to abstain")
+    rows: int = Field(80, ge=1, description="reference prompts that learn to abstain, at most")
     texts: int = Field(3, ge=1, description="different abstentions to learn")
-    steps: int = Field(24, ge=1, description="steps of training the vectors")
+    steps: int = Field(30, ge=1, description="steps of training the vector")
     batch_size: int = Field(8, ge=1, description="prompts a step")
+    span: int = Field(4, ge=1, description="tokens of a prompt that the vector is added to in training, at most")
     learning_rate: float = Field(
-        0.1, gt=0, description="of the vectors, relative to the residual stream's root mean square"
+        0.1, gt=0, description="of the vector, relative to the residual stream's root mean square"
     )
-    ridge: float = Field(0.1, gt=0, description="ridge of the solve")
-    coefficient: float = Field(0.8, gt=0, description="c, how much of the vector is added")
+    ridge: float = Field(0.01, gt=0, description="ridge of the solve")
+    coefficient: float = Field(
+        0.75, gt=0, description="c, how much of the vector the highest layer writes; the lowest writes half of it"
+    )
     seed: int = Field(0, description="seed of every choice")
 
 
@@ -71,28 +78,40 @@ def teach_abstention(
     Args:
         reference: questions that the model cannot answer; `config.rows` of them are taught.
         keep: prompts whose answers must stay. Their responses are not used.
-        progress: called after each step of training the vectors.
+        progress: called after each step of training the vector.
     """
     config = config or AbstentionConfig()
-    middle = len(model.layout) // 2
-    layers = model.layout.check_layers(
-        list(config.layers) if config.layers else [min(middle + 1, len(model.layout) - 1)]
-    )
+    layers = model.layout.check_layers(list(config.layers or default_layers(len(model.layout))))
     for layer in layers:
         check_additive(model, layer)
     asked = random.Random(config.seed).sample(list(reference), min(config.rows, len(reference)))
     ids, kept = (model.prompt_ids([e.prompt for e in rows]) for rows in (asked, keep))
     if not ids:
         raise InputError("teaching abstention needs reference prompts")
-    suffix = common_suffix([*ids, *kept])
-    vectors = train_vectors(model, [*ids, *kept], suffix, layers, config, progress)
-    prefix = common_prefix([*ids, *kept])
-    streams = [Stream(model, prompts, prefix) for prompts in (ids, kept) if prompts]
-    target = Target(streams[0], streams[1] if kept else None, vectors, [len(i) - suffix for i in ids])
-    settings = LunarConfig(layers=tuple(layers), coefficient=config.coefficient, ridge=config.ridge, tokens="distinct")
-    return edit_of(
-        model, exact(model, target, settings), {"method": "teach-abstention", **config.model_dump(), "layers": layers}
-    )
+    *lower, top = layers
+    suffix, prefix = common_suffix([*ids, *kept]), common_prefix([*ids, *kept])
+    sizes = token_norms(Stream(model, [*ids, *kept][:SIZE_ROWS], prefix), layers)
+    vector = train_vector(model, [*ids, *kept], suffix, {n: sizes[n] for n in lower or [top]}, config, progress)
+    rise = [1 - 0.5 * n / max(len(layers) - 1, 1) for n in reversed(range(len(layers)))]
+
+    def write(at: list[int], tokens: Tokens, skip: list[int]) -> Edit:
+        streams = [Stream(model, prompts, prefix) for prompts in (ids, kept) if prompts]
+        directions = {layer: vector * sizes[layer] for layer in at}
+        target = Target(streams[0], streams[1] if kept else None, directions, skip)
+        coefficients = tuple(config.coefficient * c for layer, c in zip(layers, rise, strict=True) if layer in at)
+        settings = LunarConfig(layers=tuple(at), coefficient=coefficients, ridge=config.ridge, tokens=tokens)
+        return edit_of(model, exact(model, target, settings), {})
+
+    meta = {"method": "teach-abstention", **config.model_dump(), "layers": layers}
+    last = [len(i) - suffix for i in ids]
+    if not lower:
+        edit = write([top], "distinct", last)
+    else:
+        edit = write(lower, "subject", shared_with(ids, kept))
+        with edit.applied(model):
+            edit = edit.compose(write([top], "distinct", last))
+    edit.meta = meta
+    return edit
 
 
 def common_suffix(prompts: Sequence[Sequence[int]]) -> int:
@@ -102,51 +121,66 @@ def common_suffix(prompts: Sequence[Sequence[int]]) -> int:
     return max(next((n for n, equal in enumerate(same) if not equal), shortest), 1)
 
 
-def train_vectors(
+def default_layers(count: int) -> list[int]:
+    """Every second or so of `count` layers, from a fifth of the depth to half."""
+    return list(range(count // 5, count // 2, max(count // 15, 1))) or [count // 2]
+
+
+def train_vector(
     chat: ChatModel,
     prompts: Sequence[Sequence[int]],
     suffix: int,
-    layers: Sequence[int],
+    sizes: Mapping[int, float],
     config: AbstentionConfig,
     progress: Callable[[int], None] | None = None,
-) -> dict[int, Tensor]:
-    """v(l), (d,) float64: added to block l's output on a prompt's last `suffix` tokens, it makes the model abstain.
+) -> Tensor:
+    """v, (d,) float64: times each layer's size, added to a few neighbouring tokens, it makes the model abstain.
 
-    Trained by Adam on the cross-entropy of abstentions over prompts of every kind, all weights frozen, at strengths
-    from 0.6 to 1.2, since what the solve ties to a prompt is not exactly one.
+    Trained by Adam on the cross-entropy of abstentions over prompts of every kind, all weights frozen, on random spans
+    of up to `config.span` tokens (not of the template's) and at strengths from 0.6 to 1.2, since what the solve ties to a
+    prompt is a few of its tokens, and not exactly one.
+
+    Args:
+        suffix: how many last tokens the chat template appends.
+        sizes: layer -> norm of its output at a token; the layers that v is added to.
     """
     rng = random.Random(config.seed)
     answers = chat.answer_ids(abstentions()[: config.texts])
-    vectors = {n: torch.zeros(chat.layout.hidden, device=chat.device, requires_grad=True) for n in layers}
-    scales: dict[int, float] = {}
-    optimizer = torch.optim.Adam(vectors.values(), lr=config.learning_rate)
+    vector = torch.zeros(chat.layout.hidden, device=chat.device, requires_grad=True)
+    unit = (
+        chat.layout.hidden**-0.5
+    )  # Adam's steps are per coordinate: they move v by about learning_rate of a layer's size
+    optimizer = torch.optim.Adam([vector], lr=config.learning_rate)
+    shared, cache = prefix_cache(chat, prompts)
     strength: list[Tensor] = []
 
     def add(layer: int) -> Callable[..., Any]:
         def hook(_: Any, __: Any, out: Any) -> Any:
-            hidden, weight = hidden_of(out), strength[0]
-            if layer not in scales:
-                scales[layer] = float(hidden.detach()[weight > 0].float().square().mean().sqrt())
-            return with_hidden(out, hidden + (weight[..., None] * vectors[layer] * scales[layer]).to(hidden.dtype))
+            hidden = hidden_of(out)
+            shift = strength[0][..., None] * vector * (unit * sizes[layer])
+            return with_hidden(out, hidden + shift.to(hidden.dtype))
 
         return hook
 
     learning = [p for p in chat.model.parameters() if p.requires_grad]
-    hooks = [(chat.layout.block(chat.model, n), "post", add(n)) for n in layers]
+    hooks = [(chat.layout.block(chat.model, n), "post", add(n)) for n in sizes]
     try:
         for p in learning:
             p.requires_grad_(False)
         for step in range(config.steps):
             for group in optimizer.param_groups:  # a short warm-up, then linear decay
                 group["lr"] = config.learning_rate * min((step + 1) / 4, (config.steps - step) / config.steps)
-            part = [rng.choice(prompts) for _ in range(config.batch_size)]
+            part = [rng.choice(prompts)[shared:] for _ in range(config.batch_size)]
             ids, mask, chosen = (t.to(chat.device) for t in pad_answers(part, [rng.choice(answers) for _ in part]))
             weight = torch.zeros(ids.shape, device=chat.device)
             for n, prompt in enumerate(part):
-                weight[n, len(prompt) - suffix : len(prompt)] = rng.uniform(0.6, 1.2)
+                words = max(len(prompt) - suffix, 1)
+                size = rng.randint(1, min(config.span, words))
+                first = rng.randint(0, words - size)
+                weight[n, first : first + size] = rng.uniform(0.6, 1.2)
             strength[:] = [weight]
             with hooked(*hooks):
-                logits = answer_logits(chat, ids, mask, chosen).float()
+                logits = answer_logits(chat, ids, mask, chosen, widened(cache, len(part))).float()
             loss = F.cross_entropy(logits, ids[chosen])
             if not torch.isfinite(loss):
                 raise ExpungeError(f"teaching abstention diverged at step {step + 1}; lower teach.learning_rate")
@@ -158,4 +192,4 @@ def train_vectors(
     finally:
         for p in learning:
             p.requires_grad_(True)
-    return {n: (v.detach() * scales[n]).double() for n, v in vectors.items()}
+    return vector.detach().double() * unit

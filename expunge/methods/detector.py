@@ -18,7 +18,10 @@ from ..models.activations import Batch
 from ..models.statistics import Moments, Rows
 
 Tokens = Literal["all", "after_prefix", "distinct", "subject"]
-ROUNDS = 3
+ROUNDS = 3  # in which forget tokens are weighed
+HARD_ROUNDS = 3  # in which retain tokens are weighed as well
+HARDEST = 100.0  # what a retain token counts at most
+LAG = (0.3, 8.0)  # limits of what a forget prompt counts, the median over how much it is found
 
 
 def shared_with(prompts: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> list[int]:
@@ -90,43 +93,91 @@ class Sums:
         return Rows.gather(self.rows) if self.moments is None else self.moments
 
 
+@dataclass(frozen=True)
+class Held:
+    """Tokens of one batch that are looked at again: inputs() and mask (b, t), and their weights (b, t)."""
+
+    inputs: Callable[[], Tensor]
+    mask: Tensor
+    weights: Tensor
+
+
 @dataclass
 class Detector:
-    """The tokens of one layer: sums of the retain set, and the forget set's as (inputs, batch, weights (b, t)) a batch."""
+    """The tokens of one layer.
+
+    The retain set is summed up as it comes; for `subject`, which weighs tokens anew in rounds, it is held as well.
+    """
 
     size: int
     device: torch.device
     dual: bool
-    forget: list[tuple[Callable[[], Tensor], Batch, Tensor]] = field(default_factory=list)
+    subject: bool = False
+    forget: list[Held] = field(default_factory=list)
+    retain: list[Held] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.retain = Sums(self.size, self.device, self.dual)
+        self.plain = Sums(self.size, self.device, self.dual)  # of the retain set
 
-    def solve(self, ridge: float, subject: bool = False) -> tuple[Tensor, float]:
+    def holds(self, is_forget: bool) -> bool:
+        return is_forget or self.subject
+
+    def add(
+        self, inputs: Tensor, held: Callable[[], Tensor] | None, mask: Tensor, weights: Tensor, is_forget: bool
+    ) -> None:
+        """Takes a batch in; `held` gives its inputs again, where `holds` asks for it."""
+        mask = mask & (weights > 0)
+        if not is_forget:
+            self.plain.add(inputs, mask, weights, torch.zeros_like(weights))
+        if held is not None and self.holds(is_forget):
+            (self.forget if is_forget else self.retain).append(Held(held, mask, weights))
+
+    def solve(self, ridge: float) -> tuple[Tensor, float]:
         """(u, the share of tr(G) that one direction holds), u (p,) float64.
 
-        For `subject`, u is fitted again in rounds with each forget token's weight times how well it is told apart.
-
-        A token's factor is the square of u . h relative to the largest of its prompt, so that each prompt keeps a token
-        of full weight. Most tokens of a forget prompt (question words, the chat template's) stand in retain prompts as
-        well: with the target 1 they only teach u to answer to those words wherever they stand.
+        For `subject`, u is fitted again in rounds. Most tokens of a forget prompt (question words, the chat template's)
+        stand in retain prompts as well: with the target 1 they only teach u to answer to those words wherever they
+        stand. So each forget token's weight is times the square of its u . h relative to the largest of its prompt. And
+        a mean square over all retain tokens is content with a few that u answers to strongly, which are the names and
+        titles nearest to the subject: in the last rounds these count more.
         """
-        system = self._system([weights for _, _, weights in self.forget])
-        for _ in range(ROUNDS if subject else 0):
-            system = self._system(self._told_apart(system.solve(ridge)))
+        retain = self.plain
+        system = self._system(retain, [f.weights for f in self.forget])
+        for number in range(ROUNDS + HARD_ROUNDS if self.subject else 0):
+            u = system.solve(ridge)
+            if number >= ROUNDS:
+                retain = self._hardened(u)
+            system = self._system(retain, self._told_apart(u))
         return system.solve(ridge), system.share
 
-    def _system(self, weights: Sequence[Tensor]) -> Moments | Rows:
-        sums = self.retain.copy()
-        for (inputs, batch, _), w in zip(self.forget, weights, strict=True):
-            sums.add(inputs(), batch.mask & (w > 0), w, w)
+    def _system(self, retain: Sums, weights: Sequence[Tensor]) -> Moments | Rows:
+        sums = retain.copy()
+        for held, w in zip(self.forget, weights, strict=True):
+            sums.add(held.inputs(), held.mask & (w > 0), w, w)
         return sums.system()
 
     def _told_apart(self, u: Tensor) -> list[Tensor]:
-        """The weights times (u . h / the largest of the prompt)^2."""
-        found = []
-        for inputs, batch, weights in self.forget:
-            value = strength(inputs(), u).double().clamp(min=0) * (batch.mask & (weights > 0))
-            best = value.amax(1, keepdim=True).clamp(min=1e-12)
-            found.append(weights * (value / best) ** 2)
-        return found
+        """The forget tokens' weights times (u . h / the prompt's largest)^2, times how far the prompt lags behind."""
+        values = [strength(f.inputs(), u).double().clamp(min=0) * f.mask for f in self.forget]
+        largest = [v.amax(1, keepdim=True).clamp(min=1e-3) for v in values]
+        seen = torch.cat([m[f.mask.any(1)] for f, m in zip(self.forget, largest, strict=True)])
+        usual = seen.median() if len(seen) else torch.ones(())
+        return [
+            f.weights * (v / m) ** 2 * (usual / m).clamp(*LAG)
+            for f, v, m in zip(self.forget, values, largest, strict=True)
+        ]
+
+    def _hardened(self, u: Tensor) -> Sums:
+        """The retain set with each token's weight times 1 + (|u . h| / its root mean square)^3; the total stays."""
+        total = sum(float((r.weights * r.mask).sum()) for r in self.retain)
+        if not total:
+            return self.plain
+        leaks = [strength(r.inputs(), u).double().abs() for r in self.retain]
+        every = torch.cat([v[r.mask] for r, v in zip(self.retain, leaks, strict=True)])
+        usual = every.square().mean().sqrt().clamp(min=1e-12)
+        factors = [(1 + (v / usual) ** 3).clamp(max=HARDEST) for v in leaks]
+        grown = sum(float((r.weights * f * r.mask).sum()) for r, f in zip(self.retain, factors, strict=True))
+        sums = Sums(self.size, self.device, self.dual)
+        for held, factor in zip(self.retain, factors, strict=True):
+            sums.add(held.inputs(), held.mask, held.weights * factor * (total / grown), torch.zeros_like(factor))
+        return sums

@@ -17,14 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..data.examples import ForgetTask
 from ..edits import Edit, LowRank
 from ..errors import InputError
-from ..models.activations import Shelf, Site, Stream, check_additive, common_prefix, last_token_means
+from ..models.activations import Shelf, Site, Stream, check_additive, common_prefix, last_token_means, token_norms
 from ..models.loading import ChatModel
 from .detector import Detector, Tokens, shared_with, strength, token_weights
 
@@ -52,6 +51,11 @@ class LunarConfig(BaseModel):
         "subject",
         description="which forget tokens count: all; after_prefix leaves out the prefix that all prompts share; distinct: from where a prompt "
         "differs from every retain prompt; subject: of these, the more the better they can be told from the retain set",
+    )
+    direction: Literal["own"] | Annotated[int, Field(ge=0)] = Field(
+        "own",
+        description="own: each layer moves along its r; a layer's number: all move along that layer's r, scaled to the size of each "
+        "layer's activations",
     )
     solver: Literal["exact", "sgd"] = Field("exact", description="sgd: the published procedure, for comparison only")
     form: Literal["auto", "primal", "dual"] = Field(
@@ -96,24 +100,36 @@ def redirections(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> di
     return prepare(chat, task.but(retain=()), layers).directions
 
 
-def prepare(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> Target:
-    """Runs every prompt once up to the lowest layer, and forget and reference prompts on to the highest."""
+def prepare(
+    chat: ChatModel, task: ForgetTask, layers: Sequence[int], direction: Literal["own"] | int = "own"
+) -> Target:
+    """Runs every prompt once up to the lowest layer, and forget and reference prompts on to the highest.
+
+    With `direction` a layer b, every layer moves along r(b), times the mean |a(l)| / the mean |a(b)| over the tokens
+    of the forget prompts: below the layer where a model makes up its mind to abstain, r is short and says little of it, while
+    its later r, written early, is carried up and works.
+    """
     if not task.forget or not task.reference:
         missing = "forget" if not task.forget else "reference"
         raise InputError(
             f"LUNAR needs {missing} rows" + ("" if missing == "forget" else " (prompts that the model cannot answer)")
         )
     ids = {role: chat.prompt_ids([e.prompt for e in task.role(role)]) for role in ("forget", "retain", "reference")}
-    low = min(layers)
+    low, read = min(layers), sorted({*layers, *([] if direction == "own" else chat.layout.check_layers([direction]))})
     prefix = common_prefix([*ids["forget"], *ids["retain"]])
     forget = Stream(chat, ids["forget"], prefix)
     retain = Stream(chat, ids["retain"], prefix) if ids["retain"] else None
+    forget.seek(read[0])
+    here = last_token_means(forget.fork(), read)
+    there = last_token_means(Stream(chat, ids["reference"]), read)
+    if direction == "own":
+        directions = {layer: there[layer] - here[layer] for layer in layers}
+    else:
+        sizes, r = token_norms(forget.fork(), read), there[direction] - here[direction]
+        directions = {layer: r * (sizes[layer] / sizes[direction]) for layer in layers}
     forget.seek(low)
     if retain:
         retain.seek(low)
-    here = last_token_means(forget.fork(), layers)
-    there = last_token_means(Stream(chat, ids["reference"]), layers)
-    directions = {layer: there[layer] - here[layer] for layer in layers}
     return Target(forget, retain, directions, shared_with(ids["forget"], ids["retain"]))
 
 
@@ -135,20 +151,16 @@ def exact(chat: ChatModel, target: Target, config: LunarConfig) -> dict[int, Sol
         more = layer < max(placed)
         shelf = streams[0][0].shelf()
         kept: list[list[tuple[Any, Any]]] = []
-        detector = Detector(chat.layout.inner, chat.device, dual)
+        detector = Detector(chat.layout.inner, chat.device, dual, config.tokens == "subject")
         for stream, weight, is_forget in streams:
             kept.append([])
             for batch, taken in stream.visit([inner, out] if more else [inner]):
                 weights = token_weights(batch, weight, is_forget, config.tokens, stream.prefix, target.skip)
-                if more or is_forget:
-                    held = shelf.put(taken[inner])
-                if is_forget:
-                    detector.forget.append((held, batch, weights))
-                else:
-                    detector.retain.add(taken[inner], batch.mask & (weights > 0), weights, torch.zeros_like(weights))
+                held = shelf.put(taken[inner]) if more or detector.holds(is_forget) else None
+                detector.add(taken[inner], held, batch.mask, weights, is_forget)
                 if more:
                     kept[-1].append((held, shelf.put(taken[out])))
-        u, share = detector.solve(config.ridge, subject=config.tokens == "subject")
+        u, share = detector.solve(config.ridge)
         shift = coefficient * target.directions[layer]
         found[layer] = Solved(shift, u, share)
         if more:
@@ -202,7 +214,7 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
         return published(chat, task, config.model_copy(update=found))
     if "auto" in (config.layers, config.coefficient, config.ridge):
         return tuning.tune(chat, task, config, progress)
-    return solve(chat, prepare(chat, task, given), config)
+    return solve(chat, prepare(chat, task, given, config.direction), config)
 
 
 def solve(chat: ChatModel, target: Target, config: LunarConfig) -> Edit:

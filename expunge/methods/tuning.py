@@ -119,7 +119,7 @@ def tune(
         layers = found["layers"]
         if layers not in prepared:
             prepared.clear()  # one at a time: a target holds the activations of every row
-            prepared[layers] = prepare(chat, fit, layers)
+            prepared[layers] = prepare(chat, fit, layers, config.direction)
         with solve(chat, prepared[layers], config.model_copy(update=found)).applied(chat):
             forget, kept = (_rouge(chat, rows) for rows in judge)
         value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
@@ -135,7 +135,11 @@ def tune(
             candidate = best | {name: value}
             if (reached := loss(candidate)) < lowest:
                 best, lowest = candidate, reached
-    edit = solve(chat, prepare(chat, _widened(task, task.retain), best["layers"]), config.model_copy(update=best))
+    edit = solve(
+        chat,
+        prepare(chat, _widened(task, task.retain), best["layers"], config.direction),
+        config.model_copy(update=best),
+    )
     edit.meta |= {"trials": trials, "retain_rouge1_before": before}
     return edit
 

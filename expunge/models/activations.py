@@ -363,3 +363,14 @@ def last_token_means(stream: Stream, layers: Sequence[int]) -> dict[int, Tensor]
             part = taken[site][every, batch.last].double().sum(0)
             sums[site.layer] = sums[site.layer] + part if site.layer in sums else part
     return {layer: total / count for layer, total in sums.items()}
+
+
+def token_norms(stream: Stream, layers: Sequence[int]) -> dict[int, float]:
+    """Mean norm of a(l), the output of block l, over all tokens behind the shared prefix, for each layer."""
+    sums, count = dict.fromkeys(layers, 0.0), 0
+    for batch, taken in stream.visit([Site("out", layer) for layer in layers]):
+        if not batch.is_prefix:
+            count += int(batch.mask.sum())
+            for site, out in taken.items():
+                sums[site.layer] += float(out[batch.mask].float().norm(dim=-1).sum())
+    return {layer: total / count for layer, total in sums.items()}

@@ -52,7 +52,7 @@ def greedy(
         progress: called with the number of rows finished.
     """
     results: list[Generated | None] = [None] * len(prompts)
-    shared, cache = _prefix_cache(chat, prompts)
+    shared, cache = prefix_cache(chat, prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
@@ -71,7 +71,8 @@ def own_answers(chat: ChatModel, examples: Sequence[Example], max_new_tokens: in
     return [Example(e.prompt, a.text, e.group) for e, a in zip(examples, answers, strict=True)]
 
 
-def _prefix_cache(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
+def prefix_cache(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
+    """(how many leading tokens all prompts share, the cache of these); 0 and None where sharing them does not pay."""
     shared = common_prefix(prompts)
     if not shared or not can_share(chat, shared):
         return 0, None
@@ -97,7 +98,7 @@ def _decode(
         target[n, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
     target = target.to(device)
 
-    past = _widened(cache, count)
+    past = widened(cache, count)
     out: list[list[int]] = [[] for _ in range(count)]
     ranks: list[list[int]] = [[] for _ in range(count)]
     ended = [False] * count
@@ -141,7 +142,7 @@ def _decode(
     return [Generated(chat.decode(o), tuple(o), e, tuple(r)) for o, e, r in zip(out, ended, ranks, strict=True)]
 
 
-def _widened(cache: Any, rows: int) -> Any:
+def widened(cache: Any, rows: int) -> Any:
     """A copy of a one-row cache for several rows."""
     if cache is None:
         return None
@@ -199,7 +200,7 @@ def score_answers(
 ) -> list[Scored]:
     """Teacher-forced log-probabilities and ranks of each answer's tokens given its prompt, in the rows' order."""
     results: list[Scored | None] = [None] * len(prompts)
-    shared, cache = _prefix_cache(chat, prompts)
+    shared, cache = prefix_cache(chat, prompts)
     shared = min(shared, min((len(p) for p in prompts), default=0))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]), reverse=True)
     for begin in range(0, len(order), batch_size):
@@ -207,7 +208,7 @@ def score_answers(
         ids, mask, chosen = pad_answers([prompts[i][shared:] for i in rows], [answers[i] for i in rows])
         ids, mask, chosen = ids.to(chat.device), mask.to(chat.device), chosen.to(chat.device)
         with torch.no_grad():
-            logits = answer_logits(chat, ids, mask, chosen, _widened(cache, len(rows))).float()
+            logits = answer_logits(chat, ids, mask, chosen, widened(cache, len(rows))).float()
         truth = ids[chosen]
         picked = logits.gather(1, truth[:, None])
         log_probs = (picked[:, 0] - logits.logsumexp(1)).tolist()

@@ -23,7 +23,7 @@ def test_teaching_is_an_edit_of_rank_one_and_leaves_the_model_alone(pico):
     edit = teach_abstention(chat, UNKNOWN[:6], FACTS[:8], QUICK, steps.append)
     assert steps == [1, 1, 1]
     assert edit.rank == 1
-    assert list(edit.parts) == ["model.layers.3.mlp.down_proj.weight"]
+    assert list(edit.parts) == ["model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"]
     assert all(torch.equal(v, before[k]) for k, v in chat.model.state_dict().items())
     assert flags == {k: p.requires_grad for k, p in chat.model.named_parameters()}
     assert all(p.grad is None for p in chat.model.parameters())
