@@ -134,7 +134,10 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         edit = stages.edit("teach", teach)
         edit.apply(chat)
         evaluations["taught"] = look("taught")
-    found = stages.edit("unlearn", lambda: _unlearn(chat, fit, spec, reporter))
+    settings = dict(spec.settings)
+    if edit is not None and method(spec.method).has("direction"):
+        settings.setdefault("direction", edit)
+    found = stages.edit("unlearn", lambda: _unlearn(chat, fit, spec.method, settings, reporter))
     for warning in found.meta.get("warnings", ()):
         reporter.say(f"warning: {warning}")
     if edit is not None:
@@ -169,11 +172,11 @@ def teaching_config(spec: RunSpec) -> Any:
         raise InputError(f"teach: {plain(e)}") from None
 
 
-def _unlearn(chat: ChatModel, task: ForgetTask, spec: RunSpec, reporter: Reporter) -> Edit:
+def _unlearn(chat: ChatModel, task: ForgetTask, name: str, settings: dict[str, Any], reporter: Reporter) -> Edit:
     from .methods import run_method
 
     with reporter.stage("unlearn") as advance:
-        return run_method(chat, task, spec.method, dict(spec.settings), advance)
+        return run_method(chat, task, name, settings, advance)
 
 
 def _write(chat: ChatModel, edit: Edit, spec: RunSpec, report: dict[str, Any], out: Path) -> None:

@@ -35,6 +35,9 @@ class Method:
     def load(self, name: str) -> Any:
         return getattr(import_module(self.module, __name__), name)
 
+    def has(self, setting: str) -> bool:
+        return setting in self.load(self.config).model_fields
+
     def configure(self, **settings: Any) -> BaseModel:
         """The method's config; an unknown or unusable setting is an `InputError` that names it."""
         kind: type[BaseModel] = self.load(self.config)

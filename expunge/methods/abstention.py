@@ -3,10 +3,8 @@
 LUNAR redirects to an ability that the model must have. It is taught without touching the rest: first a vector v is
 trained, with all weights frozen, so that any prompt is answered by an abstention when v is added to the output of a few
 lower blocks on some of the prompt's words. Then the same exact solve as LUNAR's ties v to the reference prompts and to
-nothing else: dW = c v u^T, with u from the reference prompts against the prompts to keep; in the lower layers on the
-words that tell the two apart, in the highest on the last tokens, where what the lower ones wrote has arrived. There the
-taught model's r is v, which LUNAR can write in the lower layers as well (its setting `direction`). The result is an Edit
-of rank one a layer, which composes with any other.
+nothing else: dW = c v u^T, with u from the reference prompts against the prompts to keep. The result is an Edit of rank
+one a layer, which composes with any other. LUNAR redirects along the vectors that it writes (its setting `direction`).
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from ..evaluation.text import abstention_rate
 from ..models.activations import Stream, check_additive, common_prefix, hidden_of, hooked, token_norms, with_hidden
 from ..models.generation import answer_logits, greedy, pad_answers, prefix_cache, widened
 from ..models.loading import ChatModel
-from .detector import Tokens, shared_with
+from .detector import shared_with
 from .lunar import LunarConfig, Target, edit_of, exact
 
 PROBE_ROWS = 24
@@ -54,7 +52,7 @@ class AbstentionConfig(BaseModel):
     )
     ridge: float = Field(0.01, gt=0, description="ridge of the solve")
     coefficient: float = Field(
-        0.75, gt=0, description="c, how much of the vector the highest layer writes; the lowest writes half of it"
+        0.8, gt=0, description="c, how much of the vector the highest layer writes; the lowest writes half of it"
     )
     seed: int = Field(0, description="seed of every choice")
 
@@ -91,27 +89,24 @@ def teach_abstention(
     *lower, top = layers
     suffix, prefix = common_suffix([*ids, *kept]), common_prefix([*ids, *kept])
     sizes = token_norms(Stream(model, [*ids, *kept][:SIZE_ROWS], prefix), layers)
-    vector = train_vector(model, [*ids, *kept], suffix, {n: sizes[n] for n in lower or [top]}, config, progress)
-    rise = [1 - 0.5 * n / max(len(layers) - 1, 1) for n in reversed(range(len(layers)))]
-
-    def write(at: list[int], tokens: Tokens, skip: list[int]) -> Edit:
-        streams = [Stream(model, prompts, prefix) for prompts in (ids, kept) if prompts]
-        directions = {layer: vector * sizes[layer] for layer in at}
-        target = Target(streams[0], streams[1] if kept else None, directions, skip)
-        coefficients = tuple(config.coefficient * c for layer, c in zip(layers, rise, strict=True) if layer in at)
-        settings = LunarConfig(layers=tuple(at), coefficient=coefficients, ridge=config.ridge, tokens=tokens)
-        return edit_of(model, exact(model, target, settings), {})
-
+    vector = train_vector(model, [*ids, *kept], suffix, sizes, config, progress)
+    streams = [Stream(model, prompts, prefix) for prompts in (ids, kept) if prompts]
+    directions = {layer: vector * sizes[layer] for layer in layers}
+    target = Target(streams[0], streams[1] if kept else None, directions, shared_with(ids, kept))
+    settings = LunarConfig(
+        layers=tuple(layers), coefficient=rising(config.coefficient, len(layers)), ridge=config.ridge, tokens="subject"
+    )
     meta = {"method": "teach-abstention", **config.model_dump(), "layers": layers}
-    last = [len(i) - suffix for i in ids]
-    if not lower:
-        edit = write([top], "distinct", last)
-    else:
-        edit = write(lower, "subject", shared_with(ids, kept))
-        with edit.applied(model):
-            edit = edit.compose(write([top], "distinct", last))
-    edit.meta = meta
-    return edit
+    return edit_of(model, exact(model, target, settings), meta)
+
+
+def rising(coefficient: float, layers: int) -> tuple[float, ...]:
+    """From half of the coefficient at the lowest layer to all of it at the highest.
+
+    What a lower layer writes helps the layers above to tell the prompts apart: from layer to layer less of it reaches
+    prompts that are to be kept.
+    """
+    return tuple(coefficient * (1 - 0.5 * n / max(layers - 1, 1)) for n in reversed(range(layers)))
 
 
 def common_suffix(prompts: Sequence[Sequence[int]]) -> int:

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator
 from torch import Tensor
 
 from ..data.examples import ForgetTask
 from ..edits import Edit, LowRank
 from ..errors import InputError
-from ..models.activations import Shelf, Site, Stream, check_additive, common_prefix, last_token_means, token_norms
+from ..models.activations import Shelf, Site, Stream, check_additive, common_prefix, last_token_means
 from ..models.loading import ChatModel
 from .detector import Detector, Tokens, shared_with, strength, token_weights
 
@@ -52,15 +53,19 @@ class LunarConfig(BaseModel):
         description="which forget tokens count: all; after_prefix leaves out the prefix that all prompts share; distinct: from where a prompt "
         "differs from every retain prompt; subject: of these, the more the better they can be told from the retain set",
     )
-    direction: Literal["own"] | Annotated[int, Field(ge=0)] = Field(
+    direction: Literal["own"] | InstanceOf[Edit] = Field(
         "own",
-        description="own: each layer moves along its r; a layer's number: all move along that layer's r, scaled to the size of each "
-        "layer's activations",
+        description="own: each layer moves along its r; an edit (or its folder) that taught abstention: along what it writes",
     )
     solver: Literal["exact", "sgd"] = Field("exact", description="sgd: the published procedure, for comparison only")
     form: Literal["auto", "primal", "dual"] = Field(
         "auto", description="dual: a system of the tokens' size; auto: the smaller"
     )
+
+    @field_validator("direction", mode="before")
+    @classmethod
+    def _saved(cls, value: Any) -> Any:
+        return Edit.load(value) if isinstance(value, (str, Path)) and value != "own" else value
 
     def placed(self) -> dict[int, float]:
         """The coefficient of each layer, in ascending order, once neither is "auto".
@@ -101,13 +106,12 @@ def redirections(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> di
 
 
 def prepare(
-    chat: ChatModel, task: ForgetTask, layers: Sequence[int], direction: Literal["own"] | int = "own"
+    chat: ChatModel, task: ForgetTask, layers: Sequence[int], direction: Literal["own"] | Edit = "own"
 ) -> Target:
     """Runs every prompt once up to the lowest layer, and forget and reference prompts on to the highest.
 
-    With `direction` a layer b, every layer moves along r(b), times the mean |a(l)| / the mean |a(b)| over the tokens
-    of the forget prompts: below the layer where a model makes up its mind to abstain, r is short and says little of it, while
-    its later r, written early, is carried up and works.
+    With a `direction` other than "own", the taught vectors take the place of r. A difference of two means also holds what
+    the reference prompts are about; the vector that was taught is free of it, and less of the retain set is lost.
     """
     if not task.forget or not task.reference:
         missing = "forget" if not task.forget else "reference"
@@ -115,22 +119,36 @@ def prepare(
             f"LUNAR needs {missing} rows" + ("" if missing == "forget" else " (prompts that the model cannot answer)")
         )
     ids = {role: chat.prompt_ids([e.prompt for e in task.role(role)]) for role in ("forget", "retain", "reference")}
-    low, read = min(layers), sorted({*layers, *([] if direction == "own" else chat.layout.check_layers([direction]))})
+    low = min(layers)
     prefix = common_prefix([*ids["forget"], *ids["retain"]])
     forget = Stream(chat, ids["forget"], prefix)
     retain = Stream(chat, ids["retain"], prefix) if ids["retain"] else None
-    forget.seek(read[0])
-    here = last_token_means(forget.fork(), read)
-    there = last_token_means(Stream(chat, ids["reference"]), read)
-    if direction == "own":
-        directions = {layer: there[layer] - here[layer] for layer in layers}
-    else:
-        sizes, r = token_norms(forget.fork(), read), there[direction] - here[direction]
-        directions = {layer: r * (sizes[layer] / sizes[direction]) for layer in layers}
     forget.seek(low)
     if retain:
         retain.seek(low)
+    if direction == "own":
+        here = last_token_means(forget.fork(), layers)
+        there = last_token_means(Stream(chat, ids["reference"]), layers)
+        directions = {layer: there[layer] - here[layer] for layer in layers}
+    else:
+        directions = written(chat, direction)
+        if absent := [n for n in layers if n not in directions]:
+            raise InputError(
+                f"the edit that taught abstention writes nothing at layer {absent[0]}, but at {[*directions]}"
+            )
     return Target(forget, retain, directions, shared_with(ids["forget"], ids["retain"]))
+
+
+def written(chat: ChatModel, edit: Edit) -> dict[int, Tensor]:
+    """The vector that an edit of rank one a layer adds to the output of each layer that it touches, (d,) float64."""
+    found = {}
+    for layer in range(len(chat.layout)):
+        part = edit.parts.get(chat.layout.weight_name(layer))
+        if isinstance(part, LowRank) and part.rank == 1:
+            found[layer] = (part.right[0] if chat.layout.transposed else part.left[:, 0]).double().to(chat.device)
+    if len(found) != len(edit.parts):
+        raise InputError("direction needs an edit of rank one a layer, as teaching abstention makes it")
+    return found
 
 
 def exact(chat: ChatModel, target: Target, config: LunarConfig) -> dict[int, Solved]:

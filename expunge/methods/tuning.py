@@ -78,9 +78,12 @@ def windows(chat: ChatModel, task: ForgetTask, width: int | None = None) -> list
 
 COEFFICIENTS = (3.0, 2.0, 4.0)
 RIDGES = (0.03, 0.1)
+TAUGHT_COEFFICIENTS = (1.3, 1.0, 1.6)  # relative to what teaching wrote
+TAUGHT_RIDGES = (0.01, 0.03)
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
 FIT_REWRITES = 2
+RETAIN_REWRITES = 250
 GENERAL_ROWS = 100
 
 
@@ -100,22 +103,20 @@ def tune(
     """
     from .lunar import prepare, solve
 
-    axes: dict[str, Sequence[Any]] = {
-        "layers": windows(chat, task) if config.layers == "auto" else [config.layers],
-        "coefficient": COEFFICIENTS if config.coefficient == "auto" else [config.coefficient],
-        "ridge": RIDGES if config.ridge == "auto" else [config.ridge],
-    }
+    axes = _axes(chat, task, config)
     if not task.retain:
         task = task.but(retain=own_answers(chat, general_split()[0][:GENERAL_ROWS], TUNE_TOKENS))
     held = held_out(task.retain)
     fit = _widened(task, [e for e in task.retain if e not in set(held)] or held)
     asked = rewrites(task.forget, "tune")
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
-    before = _rouge(chat, judge[1])
+    before = 0.0
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
 
     def loss(found: dict[str, Any]) -> float:
+        nonlocal before
+        before = before or _rouge(chat, judge[1])
         layers = found["layers"]
         if layers not in prepared:
             prepared.clear()  # one at a time: a target holds the activations of every row
@@ -129,7 +130,7 @@ def tune(
         return value
 
     best = {name: values[0] for name, values in axes.items()}
-    lowest = loss(best)
+    lowest = loss(best) if any(len(values) > 1 for values in axes.values()) else 0.0
     for name, values in axes.items():
         for value in values[1:]:
             candidate = best | {name: value}
@@ -140,8 +141,26 @@ def tune(
         prepare(chat, _widened(task, task.retain), best["layers"], config.direction),
         config.model_copy(update=best),
     )
-    edit.meta |= {"trials": trials, "retain_rouge1_before": before}
+    edit.meta |= {"trials": trials}
     return edit
+
+
+def _axes(chat: ChatModel, task: ForgetTask, config: LunarConfig) -> dict[str, Sequence[Any]]:
+    """The values of each setting, the likeliest first; of one that is given, that."""
+    from .lunar import written
+
+    if config.direction == "own":
+        coefficients, ridges = COEFFICIENTS, RIDGES
+    else:
+        coefficients, ridges = TAUGHT_COEFFICIENTS, TAUGHT_RIDGES
+    layers: Sequence[Any] = [config.layers]
+    if config.layers == "auto":
+        layers = windows(chat, task) if config.direction == "own" else [tuple(written(chat, config.direction))]
+    return {
+        "layers": layers,
+        "coefficient": coefficients if config.coefficient == "auto" else [config.coefficient],
+        "ridge": ridges if config.ridge == "auto" else [config.ridge],
+    }
 
 
 def held_out(retain: Sequence[Example]) -> list[Example]:
@@ -150,10 +169,11 @@ def held_out(retain: Sequence[Example]) -> list[Example]:
 
 
 def _widened(task: ForgetTask, retain: Sequence[Example]) -> ForgetTask:
-    """The forget rows with rewrites; the retain rows with one rewrite each, and built-in general prompts."""
+    """The forget rows with rewrites; the retain rows, some with a rewrite, and built-in general prompts."""
+    asked = random.Random(0).sample(list(retain), min(len(retain), RETAIN_REWRITES))
     return task.but(
         forget=[*task.forget, *rewrites(task.forget, "fit", FIT_REWRITES)],
-        retain=[*retain, *rewrites(retain, "fit"), *general_split()[0][:GENERAL_ROWS]],
+        retain=[*retain, *rewrites(asked, "fit"), *general_split()[0][:GENERAL_ROWS]],
     )
 
 

@@ -200,6 +200,23 @@ def test_the_exact_solution_is_never_above_adamw_on_the_ridge_objective(tiny, ti
     assert objective(exact) < objective(torch.zeros_like(exact))
 
 
+def test_the_direction_of_an_edit_that_taught_abstention(pico, small_task, tmp_path):
+    chat = pico("llama")
+    taught = unlearn(chat, small_task, layers=[1, 2], coefficient=1.0, ridge=0.1)  # any edit of rank one a layer
+    taught.save(tmp_path / "taught")
+    settings = dict(coefficient=2.0, ridge=0.1)
+    for direction in (taught, str(tmp_path / "taught")):
+        edit = unlearn(chat, small_task, layers=[2], direction=direction, **settings)
+        (name,) = edit.parts
+        torch.testing.assert_close(edit.parts[name].left, 2.0 * taught.parts[name].left)
+    with pytest.raises(InputError, match=r"writes nothing at layer 3, but at \[1, 2\]"):
+        unlearn(chat, small_task, layers=[2, 3], direction=taught, **settings)
+    with taught.applied(chat):
+        twice = taught.compose(unlearn(chat, small_task, layers=[1], **settings))
+    with pytest.raises(InputError, match="rank one a layer"):
+        unlearn(chat, small_task, layers=[2], direction=twice, **settings)
+
+
 @pytest.mark.parametrize("form", ["primal", "dual"])
 def test_a_direction_that_holds_most_of_the_energy_is_warned_of(pico, small_task, monkeypatch, form):
     chat = pico("llama")
