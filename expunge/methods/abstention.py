@@ -94,7 +94,7 @@ def teach_abstention(
     directions = {layer: vector * sizes[layer] for layer in layers}
     target = Target(streams[0], streams[1] if kept else None, directions, shared_with(ids, kept))
     settings = LunarConfig(
-        layers=tuple(layers), coefficient=rising(config.coefficient, len(layers)), ridge=config.ridge, tokens="subject"
+        layers=tuple(layers), coefficient=rising(config.coefficient, len(layers)), ridge=config.ridge, hard=True
     )
     meta = {"method": "teach-abstention", **config.model_dump(), "layers": layers}
     return edit_of(model, exact(model, target, settings), meta)

@@ -113,6 +113,7 @@ class Detector:
     device: torch.device
     dual: bool
     subject: bool = False
+    hard: bool = False
     forget: list[Held] = field(default_factory=list)
     retain: list[Held] = field(default_factory=list)
 
@@ -120,7 +121,7 @@ class Detector:
         self.plain = Sums(self.size, self.device, self.dual)  # of the retain set
 
     def holds(self, is_forget: bool) -> bool:
-        return is_forget or self.subject
+        return is_forget or self.hard
 
     def add(
         self, inputs: Tensor, held: Callable[[], Tensor] | None, mask: Tensor, weights: Tensor, is_forget: bool
@@ -139,11 +140,11 @@ class Detector:
         stand in retain prompts as well: with the target 1 they only teach u to answer to those words wherever they
         stand. So each forget token's weight is times the square of its u . h relative to the largest of its prompt. And
         a mean square over all retain tokens is content with a few that u answers to strongly, which are the names and
-        titles nearest to the subject: in the last rounds these count more.
+        titles nearest to the subject: with `hard`, these count more in further rounds, and forget prompts that lag behind too.
         """
         retain = self.plain
         system = self._system(retain, [f.weights for f in self.forget])
-        for number in range(ROUNDS + HARD_ROUNDS if self.subject else 0):
+        for number in range(ROUNDS + HARD_ROUNDS * self.hard if self.subject else 0):
             u = system.solve(ridge)
             if number >= ROUNDS:
                 retain = self._hardened(u)
@@ -163,7 +164,7 @@ class Detector:
         seen = torch.cat([m[f.mask.any(1)] for f, m in zip(self.forget, largest, strict=True)])
         usual = seen.median() if len(seen) else torch.ones(())
         return [
-            f.weights * (v / m) ** 2 * (usual / m).clamp(*LAG)
+            f.weights * (v / m) ** 2 * ((usual / m).clamp(*LAG) if self.hard else 1.0)
             for f, v, m in zip(self.forget, values, largest, strict=True)
         ]
 

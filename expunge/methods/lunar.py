@@ -53,6 +53,10 @@ class LunarConfig(BaseModel):
         description="which forget tokens count: all; after_prefix leaves out the prefix that all prompts share; distinct: from where a prompt "
         "differs from every retain prompt; subject: of these, the more the better they can be told from the retain set",
     )
+    hard: bool = Field(
+        False,
+        description="with subject: retain tokens that are nearest to the subject count more; keeps more, forgets less",
+    )
     direction: Literal["own"] | InstanceOf[Edit] = Field(
         "own",
         description="own: each layer moves along its r; an edit (or its folder) that taught abstention: along what it writes",
@@ -169,7 +173,7 @@ def exact(chat: ChatModel, target: Target, config: LunarConfig) -> dict[int, Sol
         more = layer < max(placed)
         shelf = streams[0][0].shelf()
         kept: list[list[tuple[Any, Any]]] = []
-        detector = Detector(chat.layout.inner, chat.device, dual, config.tokens == "subject")
+        detector = Detector(chat.layout.inner, chat.device, dual, config.tokens == "subject", config.hard)
         for stream, weight, is_forget in streams:
             kept.append([])
             for batch, taken in stream.visit([inner, out] if more else [inner]):
