@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,10 +38,10 @@ def make(kind: str):
     """A function (model, task) that makes the edit of one kind."""
     from expunge import unlearn
 
-    settings = {"coefficient": COEFFICIENT, "ridge": RIDGE, "tokens": "all"}
-    layers = list(range(14, 19)) if kind == "default" else [LAYER]
-    solver = "sgd" if kind == "sgd" else "exact"
-    return lambda model, task: unlearn(model, task, layers=layers, solver=solver, **settings)
+    settings = {"coefficient": COEFFICIENT, "ridge": RIDGE, "layers": [LAYER], "tokens": "all"}
+    if kind == "default":  # what tuning ends with: a sixth of the layers, tokens weighed
+        settings |= {"layers": list(range(14, 19)), "tokens": "subject"}
+    return lambda model, task: unlearn(model, task, solver="sgd" if kind == "sgd" else "exact", **settings)
 
 
 def capture_share(model, task, repeats: int) -> dict[str, float]:
@@ -75,9 +74,15 @@ def capture_share(model, task, repeats: int) -> dict[str, float]:
 
 
 def peak(kind: str) -> int:
-    """Peak resident bytes of a process that makes one edit of this kind, less those before it starts."""
+    """Peak resident bytes of a process that makes one edit of this kind, above what it held before."""
     done = subprocess.run([sys.executable, __file__, "--peak", kind], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
+
+
+def resident(field: str) -> int:
+    """VmRSS (now) or VmHWM (highest) of this process in bytes."""
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
 
 
 def main() -> None:
@@ -91,9 +96,11 @@ def main() -> None:
 
     model, task = load_model(args.model), rows()
     if args.peak:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")  # the highest starts anew: loading would hide the edit's
+        before = resident("VmRSS")
         make(args.peak)(model, task)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+        print(resident("VmHWM") - before)
         return
     seconds: dict[str, list[float]] = {"exact": [], "sgd": [], "default": []}
     make("exact")(model, task)  # warm-up

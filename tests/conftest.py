@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from expunge import ChatModel, Example, ForgetTask, load_model
 from expunge.data import prompts
+from expunge.models.generation import score_answers
 
 torch.set_num_threads(1)
 
@@ -179,6 +181,13 @@ def tiny_task() -> ForgetTask:
     return ForgetTask(
         forget=FACTS[:4], retain=FACTS[4:], reference=UNKNOWN, paraphrase=prompts.rewrites(FACTS[:4], "judge")
     )
+
+
+def abstaining(chat: ChatModel, rows: Sequence[Example]) -> float:
+    """Mean log-probability of an abstention's first token, of those that the tiny model knows the likeliest."""
+    prompts_, texts = chat.prompt_ids([e.prompt for e in rows]), chat.answer_ids(prompts.abstentions()[:4])
+    scored = [score_answers(chat, prompts_, [t[:1]] * len(rows)) for t in texts]
+    return max(sum(s.log_probs[0] for s in one) / len(one) for one in scored)
 
 
 def examples(*pairs: tuple[str, str], group: str = "") -> list[Example]:

@@ -55,8 +55,9 @@ class Method:
 def plain(error: ValidationError) -> str:
     """The first complaint of a validation in one line."""
     first = error.errors()[0]
-    where = ".".join(str(p) for p in first["loc"][:1])
-    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]} (got {first['input']!r})"
+    if not first["loc"]:  # a rule over several settings
+        return first["msg"].removeprefix("Value error, ")
+    return f"{first['loc'][0]}: {first['msg'][:1].lower()}{first['msg'][1:]} (got {first['input']!r})"
 
 
 REGISTRY = {

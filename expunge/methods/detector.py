@@ -106,7 +106,7 @@ class Held:
 class Detector:
     """The tokens of one layer.
 
-    The retain set is summed up as it comes; for `subject`, which weighs tokens anew in rounds, it is held as well.
+    The retain set is summed up as it comes; where `hard` weighs its tokens anew in rounds, it is held as well.
     """
 
     size: int
@@ -145,10 +145,10 @@ class Detector:
         retain = self.plain
         system = self._system(retain, [f.weights for f in self.forget])
         for number in range(ROUNDS + HARD_ROUNDS * self.hard if self.subject else 0):
-            u = system.solve(ridge)
-            if number >= ROUNDS:
+            u, hard = system.solve(ridge), number >= ROUNDS
+            if hard:
                 retain = self._hardened(u)
-            system = self._system(retain, self._told_apart(u))
+            system = self._system(retain, self._told_apart(u, hard))
         return system.solve(ridge), system.share
 
     def _system(self, retain: Sums, weights: Sequence[Tensor]) -> Moments | Rows:
@@ -157,28 +157,29 @@ class Detector:
             sums.add(held.inputs(), held.mask & (w > 0), w, w)
         return sums.system()
 
-    def _told_apart(self, u: Tensor) -> list[Tensor]:
-        """The forget tokens' weights times (u . h / the prompt's largest)^2, times how far the prompt lags behind."""
+    def _told_apart(self, u: Tensor, hard: bool) -> list[Tensor]:
+        """The forget tokens' weights times (u . h / the prompt's largest)^2; `hard`: times how far the prompt lags
+        behind the median."""
         values = [strength(f.inputs(), u).double().clamp(min=0) * f.mask for f in self.forget]
-        largest = [v.amax(1, keepdim=True).clamp(min=1e-3) for v in values]
-        seen = torch.cat([m[f.mask.any(1)] for f, m in zip(self.forget, largest, strict=True)])
-        usual = seen.median() if len(seen) else torch.ones(())
-        return [
-            f.weights * (v / m) ** 2 * ((usual / m).clamp(*LAG) if self.hard else 1.0)
-            for f, v, m in zip(self.forget, values, largest, strict=True)
-        ]
+        largest = [v.amax(1, keepdim=True).clamp(min=1e-12) for v in values]
+        lag = [torch.ones_like(m) for m in largest]
+        if hard and self.forget:
+            usual = torch.cat([m[f.mask.any(1)] for f, m in zip(self.forget, largest, strict=True)]).median()
+            lag = [(usual / m).clamp(*LAG) for m in largest]
+        return [f.weights * (v / m) ** 2 * n for f, v, m, n in zip(self.forget, values, largest, lag, strict=True)]
 
     def _hardened(self, u: Tensor) -> Sums:
-        """The retain set with each token's weight times 1 + (|u . h| / its root mean square)^3; the total stays."""
+        """The retain set with each token's weight times 1 + (u . h)^2 over its mean; the total weight stays."""
         total = sum(float((r.weights * r.mask).sum()) for r in self.retain)
         if not total:
             return self.plain
-        leaks = [strength(r.inputs(), u).double().abs() for r in self.retain]
-        every = torch.cat([v[r.mask] for r, v in zip(self.retain, leaks, strict=True)])
-        usual = every.square().mean().sqrt().clamp(min=1e-12)
-        factors = [(1 + (v / usual) ** 3).clamp(max=HARDEST) for v in leaks]
-        grown = sum(float((r.weights * f * r.mask).sum()) for r, f in zip(self.retain, factors, strict=True))
+        leaks = [strength(r.inputs(), u).double().square() for r in self.retain]
+        usual = torch.cat([v[r.mask] for r, v in zip(self.retain, leaks, strict=True)]).mean().clamp(min=1e-24)
+        raised = [
+            r.weights * r.mask * (1 + v / usual).clamp(max=HARDEST) for r, v in zip(self.retain, leaks, strict=True)
+        ]
+        factor = total / sum(float(w.sum()) for w in raised)
         sums = Sums(self.size, self.device, self.dual)
-        for held, factor in zip(self.retain, factors, strict=True):
-            sums.add(held.inputs(), held.mask, held.weights * factor * (total / grown), torch.zeros_like(factor))
+        for held, w in zip(self.retain, raised, strict=True):
+            sums.add(held.inputs(), held.mask, w * factor, torch.zeros_like(w))
         return sums

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator, model_validator
 from torch import Tensor
 
 from ..data.examples import ForgetTask
@@ -38,7 +38,7 @@ class LunarConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: Literal["auto"] | tuple[int, ...] = Field(
-        "auto", description="layers to edit, or auto: chosen by the abstention score"
+        "auto", description="layers to edit, or auto: neighbouring ones, by the abstention score and trials"
     )
     coefficient: Literal["auto"] | float | tuple[float, ...] = Field(
         "auto", description="c, one or one a layer, or auto: tuned"
@@ -70,6 +70,14 @@ class LunarConfig(BaseModel):
     @classmethod
     def _saved(cls, value: Any) -> Any:
         return Edit.load(value) if isinstance(value, (str, Path)) and value != "own" else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LunarConfig:
+        if self.hard and self.tokens != "subject":
+            raise ValueError("hard needs tokens=subject, whose rounds it continues")
+        if self.solver == "sgd" and (self.hard or self.direction != "own"):
+            raise ValueError("solver=sgd, the published procedure, has neither hard nor direction")
+        return self
 
     def placed(self) -> dict[int, float]:
         """The coefficient of each layer, in ascending order, once neither is "auto".
@@ -222,8 +230,9 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
     """
     from . import tuning
 
-    given = [] if config.layers == "auto" else chat.layout.check_layers(list(config.layers))
-    for layer in given or [len(chat.layout) // 2]:
+    every = list(range(len(chat.layout)))
+    given = every if config.layers == "auto" else chat.layout.check_layers(list(config.layers))
+    for layer in given:
         check_additive(chat, layer)
     if config.solver == "sgd":
         from .lunar_sgd import published

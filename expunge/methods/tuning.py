@@ -110,13 +110,12 @@ def tune(
     fit = _widened(task, [e for e in task.retain if e not in set(held)] or held)
     asked = rewrites(task.forget, "tune")
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
-    before = 0.0
+    searching = any(len(values) > 1 for values in axes.values())
+    before = _rouge(chat, judge[1]) if searching else 0.0
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
 
     def loss(found: dict[str, Any]) -> float:
-        nonlocal before
-        before = before or _rouge(chat, judge[1])
         layers = found["layers"]
         if layers not in prepared:
             prepared.clear()  # one at a time: a target holds the activations of every row
@@ -130,7 +129,7 @@ def tune(
         return value
 
     best = {name: values[0] for name, values in axes.items()}
-    lowest = loss(best) if any(len(values) > 1 for values in axes.values()) else 0.0
+    lowest = loss(best) if searching else 0.0
     for name, values in axes.items():
         for value in values[1:]:
             candidate = best | {name: value}
@@ -141,7 +140,8 @@ def tune(
         prepare(chat, _widened(task, task.retain), best["layers"], config.direction),
         config.model_copy(update=best),
     )
-    edit.meta |= {"trials": trials}
+    if searching:
+        edit.meta |= {"retain_rouge1_before": before, "trials": trials}
     return edit
 
 

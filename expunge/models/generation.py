@@ -116,12 +116,12 @@ def _decode(
                 logits_to_keep=1,
             )
             past, logits = result.past_key_values, result.logits[:, -1]
-            if step < longest:
-                column = target[alive, step]
-                better = (logits > logits.gather(1, column[:, None])).sum(1) + 1
-                for n, rank in zip(alive, better.tolist(), strict=True):
-                    if step < len(targets[n]):
-                        ranks[n].append(rank)
+            if asked := [(at, n) for at, n in enumerate(alive) if step < len(targets[n])]:
+                scores = logits[[at for at, _ in asked]]
+                true = scores.gather(1, target[[n for _, n in asked], step][:, None])
+                better = (scores > true).count_nonzero(1) + 1
+                for (_, n), rank in zip(asked, better.tolist(), strict=True):
+                    ranks[n].append(rank)
             chosen = logits.argmax(-1)
             done = torch.isin(chosen, stop)
             for n, token, end in zip(alive, chosen.tolist(), done.tolist(), strict=True):

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from expunge import InputError, probe_abstention, teach_abstention
+from expunge import ForgetTask, InputError, evaluate, probe_abstention, teach_abstention
 from expunge.methods.abstention import AbstentionConfig, common_suffix
 
-from ..conftest import FACTS, UNKNOWN
+from ..conftest import FACTS, UNKNOWN, abstaining
 from ..models.test_activations import hooks_of
 
 QUICK = AbstentionConfig(steps=3, batch_size=4)
@@ -28,6 +28,17 @@ def test_teaching_is_an_edit_of_rank_one_and_leaves_the_model_alone(pico):
     assert flags == {k: p.requires_grad for k, p in chat.model.named_parameters()}
     assert all(p.grad is None for p in chat.model.parameters())
     assert hooks_of(chat.model) == 0
+
+
+def test_what_is_taught_moves_its_prompts_and_not_the_others(tiny):
+    """With the roles turned: the tiny model learns to abstain on facts that it knows, and keeps other facts."""
+    taught, kept = FACTS[:6], FACTS[6:]
+    settings = AbstentionConfig(layers=(1, 2, 3), coefficient=2.0, steps=90)
+    likely = abstaining(tiny, taught)
+    edit = teach_abstention(tiny, taught, [*kept, *UNKNOWN], settings)
+    with edit.applied(tiny):
+        assert abstaining(tiny, taught) > likely + 2.0
+        assert evaluate(tiny, ForgetTask(general=kept), max_new_tokens=24)["general"]["rouge1"] >= 0.9
 
 
 def test_the_same_seed_teaches_the_same(pico):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from expunge import unlearn
 from expunge.methods import lunar
+from expunge.methods.detector import Detector
 from expunge.models.activations import Site, run_blocks
 
 LAYER = 1
@@ -43,11 +45,55 @@ def test_subject_leaves_each_forget_prompt_a_token_that_is_found(tiny, tiny_task
     assert min(forget) > 2 * max(retain)
 
 
-def test_primal_and_dual_agree_on_subject_weights(pico, small_task):
+def test_hard_rounds_lower_the_largest_leaks(tiny, tiny_task):
+    worst = {}
+    for hard in (False, True):
+        u = detector(tiny, tiny_task, tokens="subject", hard=hard)
+        forget, retain = (values(tiny, [e.prompt for e in tiny_task.role(r)], u) for r in ("forget", "retain"))
+        worst[hard] = max(abs(v) for row in retain for v in row) / (sum(map(max, forget)) / len(forget))
+    assert worst[True] < 0.85 * worst[False]
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_hard_rounds_keep_the_total_weight_and_raise_the_loud(dual):
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(2, 5, 6, generator=generator, dtype=torch.float64)
+    h[1, 3] *= 4  # loud
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[0, 4] = False
+    weights = torch.full((2, 5), 2.0, dtype=torch.float64)
+    found = Detector(6, torch.device("cpu"), dual, subject=True, hard=True)
+    found.add(h, lambda: h, mask, weights, is_forget=False)
+    u = torch.ones(6, dtype=torch.float64)
+    leaks = (h @ u).abs()[mask]
+    raised = 1 + leaks.square() / leaks.square().mean()
+    wanted = 2.0 * raised * 9 / raised.sum()
+    rows = h[mask] * wanted.sqrt()[:, None]
+    system = found._hardened(u).system()
+    second = system._scaled.T @ system._scaled if dual else system.second
+    torch.testing.assert_close(second, rows.T @ rows)
+
+
+def test_hard_without_a_retain_set_is_subject(pico, small_task):
+    chat, task = pico("llama"), small_task.but(retain=())
+    a, b = (detector(chat, task, tokens="subject", hard=hard) for hard in (False, True))
+    assert torch.isfinite(b).all()
+    again = detector(chat, small_task, tokens="subject", hard=True, retain_weight=0.0)
+    assert torch.isfinite(again).all()
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.9
+
+
+def test_hard_continues_the_rounds_of_subject():
+    with pytest.raises(ValueError, match="hard needs tokens=subject"):
+        lunar.LunarConfig(tokens="distinct", hard=True)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_primal_and_dual_agree_on_subject_weights(pico, small_task, hard):
     chat = pico("llama")
     chat.model.double()
     edits = [
-        unlearn(chat, small_task, layers=[1, 2], coefficient=1.0, ridge=0.1, tokens="subject", form=form)
+        unlearn(chat, small_task, layers=[1, 2], coefficient=1.0, ridge=0.1, tokens="subject", hard=hard, form=form)
         for form in ("primal", "dual")
     ]
     for layer in (1, 2):

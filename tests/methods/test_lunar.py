@@ -5,14 +5,12 @@ import pytest
 import torch
 
 from expunge import ForgetTask, InputError, evaluate, unlearn
-from expunge.data import prompts
 from expunge.methods import lunar
 from expunge.methods.lunar import LunarConfig, prepare, shared_with
 from expunge.models.activations import hidden_of, hooked
-from expunge.models.generation import score_answers
 from expunge.models.statistics import Rows
 
-from ..conftest import EDITABLE, NORMALISING, examples
+from ..conftest import EDITABLE, NORMALISING, abstaining, examples
 from ..models.test_activations import hooks_of
 
 
@@ -230,28 +228,21 @@ def test_a_direction_that_holds_most_of_the_energy_is_warned_of(pico, small_task
     assert "layer 1: one direction" in warning
 
 
-def abstaining(chat, rows):
-    """Mean log-probability of an abstention's first token, of those that the tiny model knows the likeliest."""
-    prompts_, texts = chat.prompt_ids([e.prompt for e in rows]), chat.answer_ids(prompts.abstentions()[:4])
-    scored = [score_answers(chat, prompts_, [t[:1]] * len(rows)) for t in texts]
-    return max(sum(s.log_probs[0] for s in one) / len(one) for one in scored)
-
-
-@pytest.mark.parametrize("tokens", ["subject", "distinct"])
-def test_it_forgets_and_keeps(tiny, tiny_task, tokens):
+@pytest.mark.parametrize(
+    ("tokens", "layers", "coefficient"), [("subject", [1, 2, 3, 4], 1.3), ("distinct", [2, 3], 1.0)]
+)
+def test_it_forgets_and_keeps(tiny, tiny_task, tokens, layers, coefficient):
     before = evaluate(tiny, tiny_task, max_new_tokens=24)
     assert min(before[role]["rouge1"] for role in ("forget", "paraphrase", "retain")) > 0.95
-    edit = unlearn(
-        tiny, tiny_task, layers=[3, 4], coefficient=1.5 if tokens == "subject" else 1.0, ridge=0.1, tokens=tokens
-    )
+    edit = unlearn(tiny, tiny_task, layers=layers, coefficient=coefficient, ridge=0.02, tokens=tokens)
     likely = abstaining(tiny, tiny_task.forget)
     with edit.applied(tiny):
         after = evaluate(tiny, tiny_task, max_new_tokens=24)
         pushed = abstaining(tiny, tiny_task.forget)
-    assert after["forget"]["rouge1"] <= 0.25
-    assert after["paraphrase"]["rouge1"] <= 0.25
-    assert after["retain"]["rouge1"] >= 0.9
-    assert after["retain"]["abstention_rate"] <= 0.05
+    assert after["forget"]["rouge1"] < 0.2
+    assert after["paraphrase"]["rouge1"] < 0.2
+    assert after["retain"]["rouge1"] > 0.9
+    assert after["retain"]["abstention_rate"] <= 0.1
     # a model this small is pushed towards an abstention and often cannot end it; the demo judges whole ones
     assert pushed > likely + 3.0
 
