@@ -127,7 +127,8 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     if share < ABSTENTION_BAR:
 
         def teach() -> Edit:
-            keep = [*fit.retain, *prompts.general_split()[0]]
+            there = {e.prompt for e in fit.retain}
+            keep = [*fit.retain, *(e for e in prompts.general_split()[0] if e.prompt not in there)]
             with reporter.stage("teach", teaching.steps) as advance:
                 return abstention.teach_abstention(chat, fit.reference, keep, teaching, advance)
 

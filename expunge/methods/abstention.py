@@ -86,7 +86,6 @@ def teach_abstention(
     ids, kept = (model.prompt_ids([e.prompt for e in rows]) for rows in (asked, keep))
     if not ids:
         raise InputError("teaching abstention needs reference prompts")
-    *lower, top = layers
     suffix, prefix = common_suffix([*ids, *kept]), common_prefix([*ids, *kept])
     sizes = token_norms(Stream(model, [*ids, *kept][:SIZE_ROWS], prefix), layers)
     vector = train_vector(model, [*ids, *kept], suffix, sizes, config, progress)
@@ -142,9 +141,8 @@ def train_vector(
     rng = random.Random(config.seed)
     answers = chat.answer_ids(abstentions()[: config.texts])
     vector = torch.zeros(chat.layout.hidden, device=chat.device, requires_grad=True)
-    unit = (
-        chat.layout.hidden**-0.5
-    )  # Adam's steps are per coordinate: they move v by about learning_rate of a layer's size
+    # Adam's steps are per coordinate: with this unit they move v by about learning_rate of a layer's size
+    unit = chat.layout.hidden**-0.5
     optimizer = torch.optim.Adam([vector], lr=config.learning_rate)
     shared, cache = prefix_cache(chat, prompts)
     strength: list[Tensor] = []

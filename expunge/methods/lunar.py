@@ -75,8 +75,8 @@ class LunarConfig(BaseModel):
     def _consistent(self) -> LunarConfig:
         if self.hard and self.tokens != "subject":
             raise ValueError("hard needs tokens=subject, whose rounds it continues")
-        if self.solver == "sgd" and (self.hard or self.direction != "own"):
-            raise ValueError("solver=sgd, the published procedure, has neither hard nor direction")
+        if self.solver == "sgd" and self.hard:
+            raise ValueError("solver=sgd, the published procedure, has no hard rounds")
         return self
 
     def placed(self) -> dict[int, float]:
@@ -143,11 +143,7 @@ def prepare(
         there = last_token_means(Stream(chat, ids["reference"]), layers)
         directions = {layer: there[layer] - here[layer] for layer in layers}
     else:
-        directions = written(chat, direction)
-        if absent := [n for n in layers if n not in directions]:
-            raise InputError(
-                f"the edit that taught abstention writes nothing at layer {absent[0]}, but at {[*directions]}"
-            )
+        directions = along(chat, direction, layers)
     return Target(forget, retain, directions, shared_with(ids["forget"], ids["retain"]))
 
 
@@ -161,6 +157,18 @@ def written(chat: ChatModel, edit: Edit) -> dict[int, Tensor]:
     if len(found) != len(edit.parts):
         raise InputError("direction needs an edit of rank one a layer, as teaching abstention makes it")
     return found
+
+
+def along(chat: ChatModel, edit: Edit, layers: Sequence[int]) -> dict[int, Tensor]:
+    """The vectors of `written` at the layers.
+
+    Raises:
+        InputError: the edit writes nothing at one of them.
+    """
+    found = written(chat, edit)
+    if absent := [n for n in layers if n not in found]:
+        raise InputError(f"the edit that taught abstention writes nothing at layer {absent[0]}, but at {[*found]}")
+    return {n: found[n] for n in layers}
 
 
 def exact(chat: ChatModel, target: Target, config: LunarConfig) -> dict[int, Solved]:
@@ -239,7 +247,7 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
 
         found: dict[str, Any] = {}
         if config.layers == "auto":
-            found["layers"] = tuning.windows(chat, task)[0]
+            found["layers"] = tuning.places(chat, task, config.direction)[0]
         if config.coefficient == "auto":
             found["coefficient"] = 2.0
         return published(chat, task, config.model_copy(update=found))

@@ -27,9 +27,11 @@ EPOCHS, LEARNING_RATE, DECAY, BATCH_TOKENS, DIRECTION_BATCH = 20, 0.01, 0.9, 64,
 
 def published(chat: ChatModel, task: ForgetTask, config: LunarConfig) -> Edit:
     """The Edit that the published procedure finds: a replaced down projection a layer."""
+    from .lunar import along
+
     placed = config.placed()
     layers = list(placed)
-    directions = _directions(chat, task, layers)
+    directions = _directions(chat, task, layers) if config.direction == "own" else along(chat, config.direction, layers)
     inputs: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     targets: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     shifts = {layer: c * directions[layer] for layer, c in placed.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -47,19 +47,23 @@ def abstention_scores(
     return scores
 
 
-def windows(chat: ChatModel, task: ForgetTask, width: int | None = None) -> list[tuple[int, ...]]:
-    """Windows of neighbouring layers to try: the one with the best mean abstention score, and two below it.
+def places(chat: ChatModel, task: ForgetTask, direction: Literal["own"] | Edit) -> list[tuple[int, ...]]:
+    """The sets of layers to try, the likeliest first: `windows`, or those that a taught direction is written at."""
+    from .lunar import written
+
+    return windows(chat, task) if direction == "own" else [tuple(written(chat, direction))]
+
+
+def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
+    """Windows of a sixth of all layers to try: the one with the best mean abstention score, and two below it.
 
     Every third layer is scored, then those around the best; the scores between are interpolated. The score sees only how
     well the direction steers, not how well a layer tells the forget set from the rest, which lower layers often do better.
-
-    Args:
-        width: layers a window; default: a sixth of all.
     """
     from .lunar import redirections
 
     count = len(chat.layout)
-    width = width or max(round(count / 6), 1)
+    width = max(round(count / 6), 1)
     coarse = list(range(min(1, count - 1), count, 3))
     directions = redirections(chat, task, list(range(count)))
     scores = abstention_scores(chat, task, {n: directions[n] for n in coarse})
@@ -107,7 +111,7 @@ def tune(
     if not task.retain:
         task = task.but(retain=own_answers(chat, general_split()[0][:GENERAL_ROWS], TUNE_TOKENS))
     held = held_out(task.retain)
-    fit = _widened(task, [e for e in task.retain if e not in set(held)] or held)
+    fit = _widened(task, [e for e in task.retain if e not in set(held)] or held, held)
     asked = rewrites(task.forget, "tune")
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
     searching = any(len(values) > 1 for values in axes.values())
@@ -147,17 +151,12 @@ def tune(
 
 def _axes(chat: ChatModel, task: ForgetTask, config: LunarConfig) -> dict[str, Sequence[Any]]:
     """The values of each setting, the likeliest first; of one that is given, that."""
-    from .lunar import written
-
     if config.direction == "own":
         coefficients, ridges = COEFFICIENTS, RIDGES
     else:
         coefficients, ridges = TAUGHT_COEFFICIENTS, TAUGHT_RIDGES
-    layers: Sequence[Any] = [config.layers]
-    if config.layers == "auto":
-        layers = windows(chat, task) if config.direction == "own" else [tuple(written(chat, config.direction))]
     return {
-        "layers": layers,
+        "layers": places(chat, task, config.direction) if config.layers == "auto" else [config.layers],
         "coefficient": coefficients if config.coefficient == "auto" else [config.coefficient],
         "ridge": ridges if config.ridge == "auto" else [config.ridge],
     }
@@ -168,12 +167,15 @@ def held_out(retain: Sequence[Example]) -> list[Example]:
     return random.Random(0).sample(list(retain), max(len(retain) // 5, 1))
 
 
-def _widened(task: ForgetTask, retain: Sequence[Example]) -> ForgetTask:
-    """The forget rows with rewrites; the retain rows, some with a rewrite, and built-in general prompts."""
+def _widened(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = ()) -> ForgetTask:
+    """The forget rows with rewrites; the retain rows, some with a rewrite, and built-in general prompts that are neither
+    among them nor among the rows held out."""
+    there = {e.prompt for e in [*retain, *held]}
+    general = [e for e in general_split()[0][:GENERAL_ROWS] if e.prompt not in there]
     asked = random.Random(0).sample(list(retain), min(len(retain), RETAIN_REWRITES))
     return task.but(
         forget=[*task.forget, *rewrites(task.forget, "fit", FIT_REWRITES)],
-        retain=[*retain, *rewrites(asked, "fit"), *general_split()[0][:GENERAL_ROWS]],
+        retain=[*retain, *rewrites(asked, "fit"), *general],
     )
 
 

@@ -215,6 +215,20 @@ def test_the_direction_of_an_edit_that_taught_abstention(pico, small_task, tmp_p
         unlearn(chat, small_task, layers=[2], direction=twice, **settings)
 
 
+def test_the_published_solver_takes_a_taught_direction(pico, small_task):
+    chat, settings = pico("llama"), dict(layers=[1], coefficient=3.0)
+    taught = unlearn(chat, small_task.but(reference=small_task.general), ridge=0.1, **settings)  # another r
+    name = chat.layout.weight_name(1)
+    wanted = taught.parts[name].left[:, 0]
+    weight = chat.model.get_parameter(name).detach()
+    share = {}
+    for direction in ("own", taught):
+        moved = unlearn(chat, small_task, solver="sgd", direction=direction, **settings).dense(name) - weight
+        mean = torch.stack([moved.double() @ h.mean(0) for h, _ in activations(chat, small_task.forget, 1)]).mean(0)
+        share[direction == "own"] = float(torch.nn.functional.cosine_similarity(mean, wanted.double(), dim=0))
+    assert share[False] > 0.8 > share[True]
+
+
 @pytest.mark.parametrize("form", ["primal", "dual"])
 def test_a_direction_that_holds_most_of_the_energy_is_warned_of(pico, small_task, monkeypatch, form):
     chat = pico("llama")
