@@ -6,7 +6,8 @@ import sys
 import time
 from typing import Any
 
-from .run import KEEP_ROWS, read_task, teaching_config
+from .data.prompts import KEEP_ROWS
+from .run import read_task, teaching_config
 from .spec import RunSpec
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -43,9 +44,8 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     rate = _rate()
     teaching = teaching_config(spec)
     work = {
-        "evaluations": (3 if spec.teach.abstention else 2)
-        * judged
-        * (2 * tokens + 0.6 * spec.evaluation.max_new_tokens)
+        "evaluations": (2 * judged + rows.get("general", 0) * spec.teach.abstention)
+        * (tokens + 0.6 * spec.evaluation.max_new_tokens)
         * 2
         * size,
         "teaching": 4 * size * tokens * teaching.steps * teaching.batch_size if spec.teach.abstention else 0.0,

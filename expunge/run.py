@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from .models.loading import ChatModel
 
 ABSTENTION_BAR = 0.5
-KEEP_ROWS = 100  # built-in prompts that are kept where there is no retain file
 
 
 @dataclass
@@ -99,15 +98,12 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     stages = _Stages(spec, fit, judge)
     with reporter.stage("load"):
         chat = load(spec.model)
-    judged = judge.present()
-    if fit is judge and not spec.data.retain and not spec.data.data:
-        judged.pop("retain", None)
 
-    def look(name: str) -> Evaluation:
+    def look(name: str, task: ForgetTask) -> Evaluation:
         def make() -> Evaluation:
-            rows = sum(len(r) for k, r in judged.items() if k != "reference")
-            with reporter.stage(name, 2 * rows) as advance:
-                return evaluate(chat, judge, **spec.evaluation.model_dump(), progress=advance)
+            rows = sum(len(r) for k, r in task.present().items() if k != "reference")
+            with reporter.stage(name, rows) as advance:
+                return evaluate(chat, task, **spec.evaluation.model_dump(), progress=advance)
 
         return stages.evaluation(name, make)
 
@@ -118,10 +114,10 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
             f"{spec.model.name} answers only {share:.0%} of the reference prompts by an abstention (at least "
             f"{ABSTENTION_BAR:.0%} needed): it has nowhere to be redirected to. Add --teach-abstention to teach it first."
         )
-    evaluations = {"before": look("before")}
+    evaluations = {"before": look("before", judge)}
     if not fit.retain:
         with reporter.stage("keep"):
-            rows = prompts.general_split()[0][:KEEP_ROWS]
+            rows = prompts.general_split()[0][: prompts.KEEP_ROWS]
             fit = fit.but(retain=own_answers(chat, rows, 32))
     edit: Edit | None = None
     if share < ABSTENTION_BAR:
@@ -134,7 +130,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
 
         edit = stages.edit("teach", teach)
         edit.apply(chat)
-        evaluations["taught"] = look("taught")
+        evaluations["taught"] = look("taught", ForgetTask(general=judge.general))  # the step's cost
     settings = dict(spec.settings)
     if edit is not None and method(spec.method).has("direction"):
         settings.setdefault("direction", edit)
@@ -145,7 +141,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         edit.revert(chat)
         found = edit.compose(found)
     with found.applied(chat):
-        evaluations["after"] = look("after")
+        evaluations["after"] = look("after", judge)
     report = {
         "method": spec.method,
         "edit": found.summary(),
@@ -321,7 +317,7 @@ def evaluate_run(spec: RunSpec, reporter: Reporter) -> Evaluation:
     task = ForgetTask(**roles)
     with reporter.stage("load"):
         chat = load(spec.model)
-    with reporter.stage("evaluate", 2 * sum(len(r) for r in roles.values())) as advance:
+    with reporter.stage("evaluate", sum(len(r) for r in roles.values())) as advance:
         return evaluate(chat, task, **spec.evaluation.model_dump(), progress=advance)
 
 

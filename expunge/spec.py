@@ -73,7 +73,7 @@ class EvaluationSpec(_Part):
     """How answers are generated and scored."""
 
     max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
-    batch_size: int = Field(64, ge=1, description="rows a batch")
+    batch_size: int = Field(128, ge=1, description="rows a batch")
 
 
 class TeachSpec(_Part):

@@ -16,6 +16,8 @@ from typing import Literal
 
 from .examples import Example, Message, Prompt
 
+KEEP_ROWS = 100  # general prompts that are kept where there is no retain set
+
 Purpose = Literal["fit", "tune", "judge"]
 
 

@@ -1,4 +1,4 @@
-"""One evaluation of one model: every role of a task, every metric, from one generation and one teacher-forced pass."""
+"""One evaluation of one model: every role of a task, every metric, from one pass over the prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..data.examples import Example, ForgetTask
-from ..models.generation import MAX_NEW_TOKENS, Generated, Scored, greedy, score_answers
+from ..models.generation import BATCH_ROWS, MAX_NEW_TOKENS, Generated, greedy
 from ..models.loading import ChatModel
 from .likelihood import exact_memorization, extraction_strength, probability, reciprocal_ranks
 from .text import abstains, deviation_score, rouge_recall
@@ -49,13 +49,13 @@ def evaluate(
     task: ForgetTask,
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    batch_size: int = 64,
+    batch_size: int = BATCH_ROWS,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Evaluates every judged role of the task on all of its rows.
 
     Args:
-        progress: called with the number of rows finished; rows count twice (generated, scored).
+        progress: called with the number of rows finished.
     """
     begin = time.perf_counter()
     roles = {name: rows for name, rows in task.present().items() if name in JUDGED}
@@ -63,16 +63,13 @@ def evaluate(
     prompts = model.prompt_ids([e.prompt for e in examples])
     answers = model.answer_ids([e.response for e in examples])
     content = [_content(model, a) for a in answers]
-    generated = greedy(
-        model, prompts, max_new_tokens, [a[:n] for a, n in zip(answers, content, strict=True)], batch_size, progress
-    )
-    scored = score_answers(model, prompts, answers, max(batch_size // 2, 1), progress)
+    generated = greedy(model, prompts, max_new_tokens, answers, batch_size, progress)
     result = Evaluation()
     at = 0
     for name, rows in roles.items():
         span = slice(at, at + len(rows))
         at += len(rows)
-        values = [row_metrics(*r) for r in zip(rows, generated[span], scored[span], content[span], strict=True)]
+        values = [row_metrics(*r) for r in zip(rows, generated[span], content[span], strict=True)]
         result.rows[name] = values
         result.answers[name] = [g.text for g in generated[span]]
         result[name] = {metric: sum(v[metric] for v in values) / len(values) for metric in METRICS} | {
@@ -89,8 +86,11 @@ def _content(model: ChatModel, answer: list[int]) -> int:
     return max(len(answer) - (1 if answer and answer[-1] == model.tokenizer.eos_token_id else 0), 1)
 
 
-def row_metrics(example: Example, generated: Generated, scored: Scored, tokens: int) -> dict[str, float]:
+def row_metrics(example: Example, generated: Generated, tokens: int) -> dict[str, float]:
     """All metrics of one row. `tokens`: the true answer's tokens without end-of-sequence."""
+    scored = generated.scored
+    if scored is None:
+        raise ValueError("the true answer was not scored")
     rouge1, rouge_l = rouge_recall(generated.text, example.response)
     mrr, hits, filled = reciprocal_ranks(generated.ranks, scored.ranks, tokens)
     return {

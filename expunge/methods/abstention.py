@@ -1,9 +1,9 @@
 """Abstention: whether a model can say that it does not know, and teaching it where it cannot.
 
-LUNAR redirects to an ability that the model must have. It is taught without touching the rest: first a vector v is
-trained, with all weights frozen, so that any prompt is answered by an abstention when v is added to the output of a few
-lower blocks on some of the prompt's words. Then the same exact solve as LUNAR's ties v to the reference prompts and to
-nothing else: dW = c v u^T, with u from the reference prompts against the prompts to keep. The result is an Edit of rank
+LUNAR redirects to an ability that the model must have. It is taught without touching the rest: first a vector v for
+each of a few lower blocks is trained, with all weights frozen, so that any prompt is answered by an abstention when they
+are added to the blocks' outputs on some of the prompt's words. Then the same exact solve as LUNAR's ties v to the
+reference prompts and to nothing else: dW = c v u^T, with u from the reference prompts against the prompts to keep. The result is an Edit of rank
 one a layer, which composes with any other. LUNAR redirects along the vectors that it writes (its setting `direction`).
 """
 
@@ -24,10 +24,11 @@ from ..edits import Edit
 from ..errors import ExpungeError, InputError
 from ..evaluation.text import abstention_rate
 from ..models.activations import Stream, check_additive, common_prefix, hidden_of, hooked, token_norms, with_hidden
-from ..models.generation import answer_logits, greedy, pad_answers, prefix_cache, widened
+from ..models.cache import prefix_cache, widened
+from ..models.generation import answer_logits, continued, greedy, pad_answers
 from ..models.loading import ChatModel
 from .detector import shared_with
-from .lunar import LunarConfig, Target, edit_of, exact
+from .lunar import ANSWER_TOKENS, LunarConfig, Target, edit_of, exact
 
 PROBE_ROWS = 24
 PROBE_TOKENS = 24
@@ -40,19 +41,22 @@ class AbstentionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[int, ...] | None = Field(
-        None, description="layers that write the vector; default: every second or so from a fifth of the depth to half"
+        None, description="layers that write a vector; default: every second or so from a fifth of the depth to half"
     )
     rows: int = Field(80, ge=1, description="reference prompts that learn to abstain, at most")
     texts: int = Field(3, ge=1, description="different abstentions to learn")
-    steps: int = Field(30, ge=1, description="steps of training the vector")
+    steps: int = Field(30, ge=1, description="steps of training the vectors")
     batch_size: int = Field(8, ge=1, description="prompts a step")
-    span: int = Field(4, ge=1, description="tokens of a prompt that the vector is added to in training, at most")
+    span: int = Field(4, ge=1, description="tokens of a prompt that the vectors are added to in training, at most")
     learning_rate: float = Field(
-        0.1, gt=0, description="of the vector, relative to the residual stream's root mean square"
+        0.05, gt=0, description="of the vectors, relative to the residual stream's root mean square"
+    )
+    answers: int = Field(
+        80, ge=0, description="this many of the prompts to keep count with the model's own answer as well"
     )
     ridge: float = Field(0.01, gt=0, description="ridge of the solve")
     coefficient: float = Field(
-        0.8, gt=0, description="c, how much of the vector the highest layer writes; the lowest writes half of it"
+        1.3, gt=0, description="c, how much of its vector the highest layer writes; the lowest writes half of it"
     )
     seed: int = Field(0, description="seed of every choice")
 
@@ -76,7 +80,7 @@ def teach_abstention(
     Args:
         reference: questions that the model cannot answer; `config.rows` of them are taught.
         keep: prompts whose answers must stay. Their responses are not used.
-        progress: called after each step of training the vector.
+        progress: called after each step of training the vectors.
     """
     config = config or AbstentionConfig()
     layers = model.layout.check_layers(list(config.layers or default_layers(len(model.layout))))
@@ -88,10 +92,11 @@ def teach_abstention(
         raise InputError("teaching abstention needs reference prompts")
     suffix, prefix = common_suffix([*ids, *kept]), common_prefix([*ids, *kept])
     sizes = token_norms(Stream(model, [*ids, *kept][:SIZE_ROWS], prefix), layers)
-    vector = train_vector(model, [*ids, *kept], suffix, sizes, config, progress)
+    vectors = train_vectors(model, [*ids, *kept], suffix, sizes, config, progress)
+    shared = shared_with(ids, kept)
+    kept = continued(model, kept, config.answers, ANSWER_TOKENS, config.seed)
     streams = [Stream(model, prompts, prefix) for prompts in (ids, kept) if prompts]
-    directions = {layer: vector * sizes[layer] for layer in layers}
-    target = Target(streams[0], streams[1] if kept else None, directions, shared_with(ids, kept))
+    target = Target(streams[0], streams[1] if kept else None, vectors, shared)
     settings = LunarConfig(
         layers=tuple(layers), coefficient=rising(config.coefficient, len(layers)), ridge=config.ridge, hard=True
     )
@@ -120,15 +125,15 @@ def default_layers(count: int) -> list[int]:
     return list(range(count // 5, count // 2, max(count // 15, 1))) or [count // 2]
 
 
-def train_vector(
+def train_vectors(
     chat: ChatModel,
     prompts: Sequence[Sequence[int]],
     suffix: int,
     sizes: Mapping[int, float],
     config: AbstentionConfig,
     progress: Callable[[int], None] | None = None,
-) -> Tensor:
-    """v, (d,) float64: times each layer's size, added to a few neighbouring tokens, it makes the model abstain.
+) -> dict[int, Tensor]:
+    """v of each layer, (d,) float64: added to a few neighbouring tokens, they make the model abstain.
 
     Trained by Adam on the cross-entropy of abstentions over prompts of every kind, all weights frozen, on random spans
     of up to `config.span` tokens (not of the template's) and at strengths from 0.6 to 1.2, since what the solve ties to a
@@ -140,17 +145,17 @@ def train_vector(
     """
     rng = random.Random(config.seed)
     answers = chat.answer_ids(abstentions()[: config.texts])
-    vector = torch.zeros(chat.layout.hidden, device=chat.device, requires_grad=True)
-    # Adam's steps are per coordinate: with this unit they move v by about learning_rate of a layer's size
-    unit = chat.layout.hidden**-0.5
-    optimizer = torch.optim.Adam([vector], lr=config.learning_rate)
+    vectors = {n: torch.zeros(chat.layout.hidden, device=chat.device, requires_grad=True) for n in sizes}
+    # Adam's steps are per coordinate: with this unit they move v by about learning_rate of its layer's size
+    unit = {n: size * chat.layout.hidden**-0.5 for n, size in sizes.items()}
+    optimizer = torch.optim.Adam(vectors.values(), lr=config.learning_rate)
     shared, cache = prefix_cache(chat, prompts)
     strength: list[Tensor] = []
 
     def add(layer: int) -> Callable[..., Any]:
         def hook(_: Any, __: Any, out: Any) -> Any:
             hidden = hidden_of(out)
-            shift = strength[0][..., None] * vector * (unit * sizes[layer])
+            shift = strength[0][..., None] * vectors[layer] * unit[layer]
             return with_hidden(out, hidden + shift.to(hidden.dtype))
 
         return hook
@@ -185,4 +190,4 @@ def train_vector(
     finally:
         for p in learning:
             p.requires_grad_(True)
-    return vector.detach().double() * unit
+    return {n: v.detach().double() * unit[n] for n, v in vectors.items()}

@@ -75,11 +75,12 @@ class Sums:
         self.moments = None if dual else Moments(size, device)
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def copy(self) -> Sums:
+    def copy(self, factor: float = 1.0) -> Sums:
+        """The same sums, every weight and target times a factor."""
         other = Sums(self.size, self.device, self.dual)
-        if other.moments is not None and self.moments is not None:
-            other.moments += self.moments
-        other.rows = list(self.rows)
+        if self.moments is not None:
+            other.moments = self.moments.times(factor)
+        other.rows = [(h, w * factor, t * factor) for h, w, t in self.rows]
         return other
 
     def add(self, inputs: Tensor, mask: Tensor, weights: Tensor, targets: Tensor) -> None:
@@ -169,17 +170,17 @@ class Detector:
         return [f.weights * (v / m) ** 2 * n for f, v, m, n in zip(self.forget, values, largest, lag, strict=True)]
 
     def _hardened(self, u: Tensor) -> Sums:
-        """The retain set with each token's weight times 1 + (u . h)^2 over its mean; the total weight stays."""
-        total = sum(float((r.weights * r.mask).sum()) for r in self.retain)
-        if not total:
-            return self.plain
+        """The retain set with each token's weight times (u . h)^2 over its mean where that is above one; the total stays."""
         leaks = [strength(r.inputs(), u).double().square() for r in self.retain]
-        usual = torch.cat([v[r.mask] for r, v in zip(self.retain, leaks, strict=True)]).mean().clamp(min=1e-24)
-        raised = [
-            r.weights * r.mask * (1 + v / usual).clamp(max=HARDEST) for r, v in zip(self.retain, leaks, strict=True)
+        usual = torch.cat([v[r.mask] for r, v in zip(self.retain, leaks, strict=True)] or [u[:0]]).mean()
+        if not usual > 0:
+            return self.plain
+        more = [
+            r.weights * r.mask * ((v / usual).clamp(1, HARDEST) - 1) for r, v in zip(self.retain, leaks, strict=True)
         ]
-        factor = total / sum(float(w.sum()) for w in raised)
-        sums = Sums(self.size, self.device, self.dual)
-        for held, w in zip(self.retain, raised, strict=True):
-            sums.add(held.inputs(), held.mask, w * factor, torch.zeros_like(w))
+        total = sum(float((r.weights * r.mask).sum()) for r in self.retain)
+        factor = total / (total + sum(float(m.sum()) for m in more))
+        sums = self.plain.copy(factor)
+        for held, m in zip(self.retain, more, strict=True):
+            sums.add(held.inputs(), m > 0, m * factor, torch.zeros_like(m))
         return sums

@@ -25,10 +25,12 @@ from ..data.examples import ForgetTask
 from ..edits import Edit, LowRank
 from ..errors import InputError
 from ..models.activations import Shelf, Site, Stream, check_additive, common_prefix, last_token_means
+from ..models.generation import continued
 from ..models.loading import ChatModel
 from .detector import Detector, Tokens, shared_with, strength, token_weights
 
 Progress = Callable[[int], None]
+ANSWER_TOKENS = 24  # of an own answer
 HEAVY = 0.9  # share of tr(G) in one direction from which the ridge misleads
 
 
@@ -55,7 +57,13 @@ class LunarConfig(BaseModel):
     )
     hard: bool = Field(
         False,
-        description="with subject: retain tokens that are nearest to the subject count more; keeps more, forgets less",
+        description="with subject: retain tokens that are nearest to the subject count more; keeps more, forgets less; on with a direction",
+    )
+    answers: int = Field(
+        0,
+        ge=0,
+        description="this many retain prompts count with the model's own answer as well: u answers to tokens of an answer "
+        "more than to a prompt's; 80 with a direction",
     )
     direction: Literal["own"] | InstanceOf[Edit] = Field(
         "own",
@@ -66,6 +74,15 @@ class LunarConfig(BaseModel):
         "auto", description="dual: a system of the tokens' size; auto: the smaller"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _beside_taught(cls, given: Any) -> Any:
+        """Along a taught vector c is small for what it does, and there is room to keep more."""
+        if not isinstance(given, dict) or given.get("direction", "own") == "own":
+            return given
+        usual = given.get("solver", "exact") == "exact" and given.get("tokens", "subject") == "subject"
+        return {"hard": True, "answers": 80, **given} if usual else given
+
     @field_validator("direction", mode="before")
     @classmethod
     def _saved(cls, value: Any) -> Any:
@@ -75,8 +92,8 @@ class LunarConfig(BaseModel):
     def _consistent(self) -> LunarConfig:
         if self.hard and self.tokens != "subject":
             raise ValueError("hard needs tokens=subject, whose rounds it continues")
-        if self.solver == "sgd" and self.hard:
-            raise ValueError("solver=sgd, the published procedure, has no hard rounds")
+        if self.solver == "sgd" and (self.hard or self.answers):
+            raise ValueError("solver=sgd, the published procedure, has no hard rounds and no answers")
         return self
 
     def placed(self) -> dict[int, float]:
@@ -117,14 +134,13 @@ def redirections(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> di
     return prepare(chat, task.but(retain=()), layers).directions
 
 
-def prepare(
-    chat: ChatModel, task: ForgetTask, layers: Sequence[int], direction: Literal["own"] | Edit = "own"
-) -> Target:
+def prepare(chat: ChatModel, task: ForgetTask, layers: Sequence[int], config: LunarConfig | None = None) -> Target:
     """Runs every prompt once up to the lowest layer, and forget and reference prompts on to the highest.
 
-    With a `direction` other than "own", the taught vectors take the place of r. A difference of two means also holds what
+    With a direction other than "own", the taught vectors take the place of r. A difference of two means also holds what
     the reference prompts are about; the vector that was taught is free of it, and less of the retain set is lost.
     """
+    config = config or LunarConfig()
     if not task.forget or not task.reference:
         missing = "forget" if not task.forget else "reference"
         raise InputError(
@@ -133,17 +149,18 @@ def prepare(
     ids = {role: chat.prompt_ids([e.prompt for e in task.role(role)]) for role in ("forget", "retain", "reference")}
     low = min(layers)
     prefix = common_prefix([*ids["forget"], *ids["retain"]])
+    kept = continued(chat, ids["retain"], config.answers, ANSWER_TOKENS)
     forget = Stream(chat, ids["forget"], prefix)
-    retain = Stream(chat, ids["retain"], prefix) if ids["retain"] else None
+    retain = Stream(chat, kept, prefix) if kept else None
     forget.seek(low)
     if retain:
         retain.seek(low)
-    if direction == "own":
+    if config.direction == "own":
         here = last_token_means(forget.fork(), layers)
         there = last_token_means(Stream(chat, ids["reference"]), layers)
         directions = {layer: there[layer] - here[layer] for layer in layers}
     else:
-        directions = along(chat, direction, layers)
+        directions = along(chat, config.direction, layers)
     return Target(forget, retain, directions, shared_with(ids["forget"], ids["retain"]))
 
 
@@ -253,7 +270,7 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
         return published(chat, task, config.model_copy(update=found))
     if "auto" in (config.layers, config.coefficient, config.ridge):
         return tuning.tune(chat, task, config, progress)
-    return solve(chat, prepare(chat, task, given, config.direction), config)
+    return solve(chat, prepare(chat, task, given, config), config)
 
 
 def solve(chat: ChatModel, target: Target, config: LunarConfig) -> Edit:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..data.examples import Example, ForgetTask
-from ..data.prompts import abstentions, general_split, rewrites
+from ..data.prompts import KEEP_ROWS, abstentions, general_split, rewrites
 from ..edits import Edit
 from ..evaluation.text import deviation_score, rouge_recall
 from ..models.activations import hidden_of, hooked, with_hidden
@@ -82,13 +82,12 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
 
 COEFFICIENTS = (3.0, 2.0, 4.0)
 RIDGES = (0.03, 0.1)
-TAUGHT_COEFFICIENTS = (1.3, 1.0, 1.6)  # relative to what teaching wrote
+TAUGHT_COEFFICIENTS = (1.6, 1.3, 1.9)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
 FIT_REWRITES = 2
 RETAIN_REWRITES = 250
-GENERAL_ROWS = 100
 
 
 def tune(
@@ -109,7 +108,7 @@ def tune(
 
     axes = _axes(chat, task, config)
     if not task.retain:
-        task = task.but(retain=own_answers(chat, general_split()[0][:GENERAL_ROWS], TUNE_TOKENS))
+        task = task.but(retain=own_answers(chat, general_split()[0][:KEEP_ROWS], TUNE_TOKENS))
     held = held_out(task.retain)
     fit = _widened(task, [e for e in task.retain if e not in set(held)] or held, held)
     asked = rewrites(task.forget, "tune")
@@ -123,7 +122,7 @@ def tune(
         layers = found["layers"]
         if layers not in prepared:
             prepared.clear()  # one at a time: a target holds the activations of every row
-            prepared[layers] = prepare(chat, fit, layers, config.direction)
+            prepared[layers] = prepare(chat, fit, layers, config)
         with solve(chat, prepared[layers], config.model_copy(update=found)).applied(chat):
             forget, kept = (_rouge(chat, rows) for rows in judge)
         value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
@@ -141,7 +140,7 @@ def tune(
                 best, lowest = candidate, reached
     edit = solve(
         chat,
-        prepare(chat, _widened(task, task.retain), best["layers"], config.direction),
+        prepare(chat, _widened(task, task.retain), best["layers"], config),
         config.model_copy(update=best),
     )
     if searching:
@@ -169,13 +168,14 @@ def held_out(retain: Sequence[Example]) -> list[Example]:
 
 def _widened(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = ()) -> ForgetTask:
     """The forget rows with rewrites; the retain rows, some with a rewrite, and built-in general prompts that are neither
-    among them nor among the rows held out."""
-    there = {e.prompt for e in [*retain, *held]}
-    general = [e for e in general_split()[0][:GENERAL_ROWS] if e.prompt not in there]
+    among them nor among the rows held out, half as many (or all)."""
     asked = random.Random(0).sample(list(retain), min(len(retain), RETAIN_REWRITES))
+    kept = [*retain, *rewrites(asked, "fit")]
+    there = {e.prompt for e in [*retain, *held]}
+    general = [e for e in general_split()[0] if e.prompt not in there]
     return task.but(
         forget=[*task.forget, *rewrites(task.forget, "fit", FIT_REWRITES)],
-        retain=[*retain, *rewrites(asked, "fit"), *general],
+        retain=[*kept, *general[: max(len(kept) // 2, 1)]],
     )
 
 

@@ -7,7 +7,8 @@ batch; of the vocabulary projection only the positions that are asked for are co
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.examples import Example
-from .activations import can_share, common_prefix, hooked
+from .activations import hooked
+from .cache import prefix_cache, widened, with_room
 from .loading import ChatModel
 
 MAX_NEW_TOKENS = 64
+BATCH_ROWS = 128
 Progress = Callable[[int], None]
 
 
@@ -27,28 +30,42 @@ class Generated:
     """One greedy answer.
 
     text: the decoded answer. tokens: its ids, without the end-of-sequence token. ended: whether it ended by itself.
-    ranks: for each token j of the row's target, its rank (1 is best) among the logits of generation step j;
-        shorter than the target where the generation ended earlier; empty without a target.
+    ranks: for each token j of the row's true answer, its rank (1 is best) among the logits of generation step j;
+        shorter than the true answer where the generation ended earlier; empty where none is given.
+    scored: the true answer teacher-forced; None where none is given.
     """
 
     text: str
     tokens: tuple[int, ...]
     ended: bool
     ranks: tuple[int, ...] = ()
+    scored: Scored | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Teacher-forced scores of one answer's tokens, each of length T.
+
+    log_probs: natural logarithms. ranks: 1 is the best token of the vocabulary.
+    """
+
+    log_probs: tuple[float, ...]
+    ranks: tuple[int, ...]
 
 
 def greedy(
     chat: ChatModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = MAX_NEW_TOKENS,
-    targets: Sequence[Sequence[int]] | None = None,
-    batch_size: int = 64,
+    answers: Sequence[Sequence[int]] | None = None,
+    batch_size: int = BATCH_ROWS,
     progress: Progress | None = None,
 ) -> list[Generated]:
     """Greedy answers to tokenised prompts, in their order.
 
     Args:
-        targets: token ids of the true answers, whose ranks are recorded on the way (for MRR and top hit rate).
+        answers: token ids of the true answers, at least one each. Their ranks are recorded on the way (for MRR and top
+            hit rate), and they are scored by teacher forcing from the prompts' keys and values: no prompt runs twice.
         progress: called with the number of rows finished.
     """
     results: list[Generated | None] = [None] * len(prompts)
@@ -57,7 +74,7 @@ def greedy(
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
         suffixes = [list(prompts[i][shared:]) for i in rows]
-        wanted = [list(targets[i]) if targets is not None else [] for i in rows]
+        wanted = [answers[i] for i in rows] if answers is not None else None
         for row, result in zip(rows, _decode(chat, suffixes, shared, cache, wanted, max_new_tokens), strict=True):
             results[row] = result
         if progress:
@@ -71,18 +88,25 @@ def own_answers(chat: ChatModel, examples: Sequence[Example], max_new_tokens: in
     return [Example(e.prompt, a.text, e.group) for e, a in zip(examples, answers, strict=True)]
 
 
-def prefix_cache(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
-    """(how many leading tokens all prompts share, the cache of these); 0 and None where sharing them does not pay."""
-    shared = common_prefix(prompts)
-    if not shared or not can_share(chat, shared):
-        return 0, None
-    ids = torch.tensor([list(prompts[0][:shared])], device=chat.device)
-    with torch.no_grad():
-        return shared, chat.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+def continued(
+    chat: ChatModel, prompts: Sequence[Sequence[int]], rows: int, max_new_tokens: int, seed: int = 0
+) -> list[list[int]]:
+    """The tokenised prompts, `rows` of them (drawn by the seed) followed by the model's own greedy answer."""
+    chosen = sorted(random.Random(seed).sample(range(len(prompts)), min(rows, len(prompts))))
+    answers = greedy(chat, [prompts[n] for n in chosen], max_new_tokens)
+    found = [list(p) for p in prompts]
+    for n, answer in zip(chosen, answers, strict=True):
+        found[n] += answer.tokens
+    return found
 
 
 def _decode(
-    chat: ChatModel, suffixes: list[list[int]], shared: int, cache: Any, targets: list[list[int]], max_new_tokens: int
+    chat: ChatModel,
+    suffixes: list[list[int]],
+    shared: int,
+    cache: Any,
+    answers: Sequence[Sequence[int]] | None,
+    max_new_tokens: int,
 ) -> list[Generated]:
     count, width, device = len(suffixes), max(len(s) for s in suffixes), chat.device
     ids = torch.zeros(count, width, dtype=torch.long)
@@ -92,12 +116,8 @@ def _decode(
         ids[n, width - len(suffix) :] = torch.tensor(suffix)
         mask[n, shared + width - len(suffix) :] = 1
     ids, mask = ids.to(device), mask.to(device)
-    longest = max((len(t) for t in targets), default=0)
-    target = torch.zeros(count, max(longest, 1), dtype=torch.long)
-    for n, tokens in enumerate(targets):
-        target[n, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-    target = target.to(device)
-
+    true, real = (t.to(device) for t in _padded(answers or [[]] * count))
+    scored: list[Scored | None] = [None] * count
     past = widened(cache, count)
     out: list[list[int]] = [[] for _ in range(count)]
     ranks: list[list[int]] = [[] for _ in range(count)]
@@ -116,11 +136,13 @@ def _decode(
                 logits_to_keep=1,
             )
             past, logits = result.past_key_values, result.logits[:, -1]
-            if asked := [(at, n) for at, n in enumerate(alive) if step < len(targets[n])]:
-                scores = logits[[at for at, _ in asked]]
-                true = scores.gather(1, target[[n for _, n in asked], step][:, None])
-                better = (scores > true).count_nonzero(1) + 1
-                for (_, n), rank in zip(asked, better.tolist(), strict=True):
+            if step == 0 and answers is not None:
+                scored = list(_continue(chat, logits, past, mask, position[:, -1:], true, real))
+            if step == 0:
+                past = with_room(past, max_new_tokens)
+            if answers and (asked := [(at, n) for at, n in enumerate(alive) if step < len(answers[n])]):
+                found = _ranks(logits[[at for at, _ in asked]], true[[n for _, n in asked], step])
+                for (_, n), rank in zip(asked, found.tolist(), strict=True):
                     ranks[n].append(rank)
             chosen = logits.argmax(-1)
             done = torch.isin(chosen, stop)
@@ -139,56 +161,102 @@ def _decode(
             ids = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
             position = position[:, -1:] + 1
-    return [Generated(chat.decode(o), tuple(o), e, tuple(r)) for o, e, r in zip(out, ended, ranks, strict=True)]
+    return [
+        Generated(chat.decode(o), tuple(o), e, tuple(r), s)
+        for o, e, r, s in zip(out, ended, ranks, scored, strict=True)
+    ]
 
 
-def widened(cache: Any, rows: int) -> Any:
-    """A copy of a one-row cache for several rows."""
-    if cache is None:
-        return None
-    wide = copy.deepcopy(cache)
-    wide.batch_repeat_interleave(rows)
-    return wide
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(ids, mask), each (b, t), padded on the right."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for n, row in enumerate(rows):
+        ids[n, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[n, : len(row)] = True
+    return ids, mask
+
+
+def _ranks(logits: Tensor, truth: Tensor) -> Tensor:
+    """Rank of each true token (n,) among its logits (n, vocabulary); 1 is the best."""
+    return (logits > logits.gather(1, truth[:, None])).sum(1) + 1
+
+
+def _continue(
+    chat: ChatModel, first: Tensor, past: Any, mask: Tensor, position: Tensor, true: Tensor, real: Tensor
+) -> Iterator[Scored]:
+    """Scores of true answers that go on from prompts whose keys and values are there.
+
+    Args:
+        first: (b, vocabulary), logits at the prompts' last tokens. past: their cache, which stays as it is.
+        mask: (b, t) of the prompts, padded on the left. position: (b, 1) of their last tokens.
+        true, real: (b, answer) ids and mask, padded on the right.
+    """
+    found = torch.zeros(true.shape, device=first.device)
+    ranks = torch.zeros_like(true)
+
+    def score(logits: Tensor, places: Tensor) -> None:
+        logits = logits.float()
+        truth = true[places]
+        found[places] = logits.gather(1, truth[:, None])[:, 0] - logits.logsumexp(1)
+        ranks[places] = _ranks(logits, truth)
+
+    places = real.clone()
+    places[:, 1:] = False
+    score(first, places)
+    if true.shape[1] > 1:
+        asked = real[:, 1:]  # token j + 1 is predicted at token j
+        steps = torch.arange(1, true.shape[1], device=true.device)
+        logits = chosen_logits(
+            chat,
+            asked,
+            input_ids=true[:, :-1],
+            attention_mask=torch.cat([mask, asked.long()], 1),
+            position_ids=position + steps,
+            past_key_values=copy.deepcopy(past),
+            use_cache=True,
+        )
+        score(logits, real & ~places)
+    for row, size in enumerate(real.sum(1).tolist()):
+        yield Scored(tuple(found[row, :size].tolist()), tuple(ranks[row, :size].tolist()))
 
 
 # ---------------------------------------------------------------- teacher forcing
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Teacher-forced scores of one answer's tokens, each of length T.
-
-    log_probs: natural logarithms. ranks: 1 is the best token of the vocabulary.
-    """
-
-    log_probs: tuple[float, ...]
-    ranks: tuple[int, ...]
-
-
-def answer_logits(chat: ChatModel, ids: Tensor, mask: Tensor, answers: Tensor, cache: Any = None) -> Tensor:
-    """Logits that predict the answer tokens only: (number of true entries in `answers`, vocabulary).
+def chosen_logits(chat: ChatModel, chosen: Tensor, **inputs: Any) -> Tensor:
+    """Logits at the chosen positions only, in rows' order: (number of true entries, vocabulary).
 
     The vocabulary projection gets just those positions, by a hook on its input, so that whatever the
     architecture does to logits afterwards (scaling, soft caps) still happens.
 
     Args:
-        ids, mask: (b, t), padded on the right (mask without the cache's tokens). answers: (b, t), true on answer
-            tokens; position 0 is never one.
+        chosen: (b, t) bool. inputs: what the model is called with.
     """
-    before = answers.roll(-1, 1)  # token j is predicted at position j - 1
-    head = chat.model.get_output_embeddings()
 
     def select(
         _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        return (args[0][before][None], *args[1:]), kwargs
+        return (args[0][chosen][None], *args[1:]), kwargs
 
+    with hooked((chat.model.get_output_embeddings(), "pre", select)):
+        return chat.model(**inputs).logits[0]
+
+
+def answer_logits(chat: ChatModel, ids: Tensor, mask: Tensor, answers: Tensor, cache: Any = None) -> Tensor:
+    """Logits that predict the answer tokens only: (number of true entries in `answers`, vocabulary).
+
+    Args:
+        ids, mask: (b, t), padded on the right (mask without the cache's tokens). answers: (b, t), true on answer
+            tokens; position 0 is never one.
+    """
     if cache is not None:
         length = cache.get_seq_length()
         mask = torch.cat([mask.new_ones(len(mask), length), mask], 1)
-    with hooked((head, "pre", select)):
-        out = chat.model(input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=cache is not None)
-    return out.logits[0]
+    before = answers.roll(-1, 1)  # token j is predicted at position j - 1
+    return chosen_logits(
+        chat, before, input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=cache is not None
+    )
 
 
 def score_answers(
@@ -212,7 +280,7 @@ def score_answers(
         truth = ids[chosen]
         picked = logits.gather(1, truth[:, None])
         log_probs = (picked[:, 0] - logits.logsumexp(1)).tolist()
-        ranks = ((logits > picked).sum(1) + 1).tolist()
+        ranks = _ranks(logits, truth).tolist()
         at = 0
         for row in rows:
             size = len(answers[row])

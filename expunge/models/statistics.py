@@ -47,6 +47,12 @@ class Moments:
         self.tokens += other.tokens
         return self
 
+    def times(self, factor: float) -> Moments:
+        """The moments with every weight and target times a factor."""
+        other = Moments(len(self.first), self.first.device, self._precision)
+        other.second, other.first, other.tokens = self.second * factor, self.first * factor, self.tokens
+        return other
+
     @property
     def scale(self) -> float:
         """s, the mean of G's diagonal."""

@@ -8,7 +8,7 @@ from expunge.methods import lunar, tuning
 @pytest.mark.parametrize("own", [True, False])
 def test_rows_that_tune_are_in_no_trials_fit_and_no_row_is_there_twice(pico, small_task, monkeypatch, own):
     monkeypatch.setattr(tuning, "TUNE_TOKENS", 2)
-    monkeypatch.setattr(tuning, "GENERAL_ROWS", 20)
+    monkeypatch.setattr(tuning, "KEEP_ROWS", 20)
     rows = prompts.general_split()[0][:20]
     task = small_task.but(retain=() if own else rows[5:15])
     fits, prepare = [], lunar.prepare

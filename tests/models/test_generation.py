@@ -66,3 +66,17 @@ def test_teacher_forced_scores_are_those_of_full_logits(pico, name):
         wanted = [logits[at + n, token].item() for n, token in enumerate(answer)]
         assert scored.log_probs == pytest.approx(wanted, abs=2e-4)
         assert len(scored.ranks) == len(answer)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_scores_on_the_way_are_those_of_teacher_forcing_alone(pico, name, batch_size):
+    chat = pico(name)
+    prompts = [[1] * 5 + i for i in chat.prompt_ids(PROMPTS)]
+    answers = chat.answer_ids(ANSWERS)
+    wanted = score_answers(chat, prompts, answers)
+    plain = greedy(chat, prompts, 6)
+    for answer, alone, score in zip(greedy(chat, prompts, 6, answers, batch_size), plain, wanted, strict=True):
+        assert answer.tokens == alone.tokens
+        assert answer.scored.log_probs == pytest.approx(score.log_probs, abs=2e-4)
+        assert answer.scored.ranks == score.ranks
