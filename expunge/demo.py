@@ -35,4 +35,5 @@ def demo_spec(flags: dict[str, Any]) -> RunSpec:
         "data.retain_judge": "retain_judge",
     }
     settings = {"teach.abstention": True, "evaluation.max_new_tokens": 32, "settings": SETTINGS}
-    return build({**{key: str(folder / f"{name}.jsonl") for key, name in files.items()}, **settings, **flags})
+    given = {key: value for key, value in flags.items() if value is not None}
+    return build({**{key: str(folder / f"{name}.jsonl") for key, name in files.items()}, **settings, **given})

@@ -26,7 +26,7 @@ def examine(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         chat = load(spec.model)
     layout = chat.layout
     try:
-        check_additive(chat, len(layout) // 2)
+        check_additive(chat, range(len(layout)))
         additive = True
     except InputError:
         additive = False

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge import Edit, evaluate, load_model
 from expunge.cli import main
+from expunge.demo import demo_spec
 from expunge.models.generation import greedy
 
 from .conftest import FACTS, UNKNOWN
@@ -355,3 +356,8 @@ def test_help_is_quick_because_it_imports_no_torch():
     code = "import sys; sys.argv = ['expunge', '--help']\ntry:\n from expunge.cli import main; main()\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_flag_that_was_not_given_leaves_the_demos_own_setting():
+    spec = demo_spec({"evaluation.max_new_tokens": None, "evaluation.batch_size": 8})
+    assert (spec.evaluation.max_new_tokens, spec.evaluation.batch_size) == (32, 8)

@@ -84,8 +84,7 @@ def teach_abstention(
     """
     config = config or AbstentionConfig()
     layers = model.layout.check_layers(list(config.layers or default_layers(len(model.layout))))
-    for layer in layers:
-        check_additive(model, layer)
+    check_additive(model, layers)
     asked = random.Random(config.seed).sample(list(reference), min(config.rows, len(reference)))
     ids, kept = (model.prompt_ids([e.prompt for e in rows]) for rows in (asked, keep))
     if not ids:

@@ -257,8 +257,7 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
 
     every = list(range(len(chat.layout)))
     given = every if config.layers == "auto" else chat.layout.check_layers(list(config.layers))
-    for layer in given:
-        check_additive(chat, layer)
+    check_additive(chat, given)
     if config.solver == "sgd":
         from .lunar_sgd import published
 

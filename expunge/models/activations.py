@@ -154,11 +154,11 @@ def _returns_tuple(chat: ChatModel) -> bool:
     return chat.probed["returns_tuple"]
 
 
-def check_additive(chat: ChatModel, layer: int) -> None:
-    """Checks, by running it, that what the down projection of a block puts out is added to the block's output as it is.
+def check_additive(chat: ChatModel, layers: Sequence[int]) -> None:
+    """Checks, by running them, that what the down projections of blocks put out is added to the blocks' output as it is.
 
     Raises:
-        InputError: the block normalises or scales it (Gemma 2 and 3, OPT-350m): a redirection of the output is
+        InputError: a block normalises or scales it (Gemma 2 and 3, OPT-350m): a redirection of the output is
             then not a redirection of the projection.
     """
     generator = torch.Generator().manual_seed(0)
@@ -166,18 +166,20 @@ def check_additive(chat: ChatModel, layer: int) -> None:
     ids = torch.randint(0, chat.model.get_input_embeddings().num_embeddings, (1, 4), generator=generator).to(
         chat.device
     )
-    site = Site("out", layer)
-    before = run_blocks(chat, ids, [site])[site]
-    with hooked((chat.layout.down_projection(chat.model, layer), "post", lambda _, __, out: out + shift)):
-        after = run_blocks(chat, ids, [site])[site]
-    moved = (after - before).double() - shift.double()
-    scale = max(before.abs().max().item(), 1.0)
-    if moved.abs().max().item() > 64 * torch.finfo(chat.model.dtype).eps * scale:
-        raise InputError(
-            f"block {layer} of this {chat.model.config.model_type} model normalises or scales what its MLP adds "
-            "(as Gemma 2 and 3 do), so LUNAR's redirection is no change of the down projection alone. Choose "
-            "another method; `expunge methods` lists them."
-        )
+    met = run_blocks(chat, ids, [Site(kind, n) for n in layers for kind in ("in", "out")])
+    for layer in layers:
+        site, hidden, before = Site("out", layer), met[Site("in", layer)], met[Site("out", layer)]
+        projection = chat.layout.down_projection(chat.model, layer)
+        with hooked((projection, "post", lambda _, __, out: out + shift)):
+            after = run_blocks(chat, ids, [site], layer, hidden)[site]
+        moved = (after - before).double() - shift.double()
+        scale = max(before.abs().max().item(), 1.0)
+        if moved.abs().max().item() > 64 * torch.finfo(chat.model.dtype).eps * scale:
+            raise InputError(
+                f"block {layer} of this {chat.model.config.model_type} model normalises or scales what its MLP adds "
+                "(as Gemma 2 and 3 do), so LUNAR's redirection is no change of the down projection alone. Choose "
+                "another method; `expunge methods` lists them."
+            )
 
 
 # ---------------------------------------------------------------- batches
