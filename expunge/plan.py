@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from .data.prompts import KEEP_ROWS
+from .data.prompts import KEEP_ROWS, general_split
 from .run import read_task, teaching_config
 from .spec import RunSpec
 
@@ -19,6 +19,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from .methods import method
+    from .methods.abstention import default_layers
     from .models.layout import find_layout
     from .models.loading import resolve
 
@@ -43,14 +44,22 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     judged = sum(n for role, n in rows.items() if role != "reference")
     rate = _rate()
     teaching = teaching_config(spec)
+    taught = min(teaching.rows, fitted["reference"]) + fitted["retain"] + len(general_split()[0])
+
+    def solving(layers: int, prompts: int) -> float:
+        """A forward pass over the prompts, and their second moments at each layer."""
+        return prompts * tokens * 2 * (size + layers * layout.inner**2)
+
     work = {
         "evaluations": (2 * judged + rows.get("general", 0) * spec.teach.abstention)
         * (tokens + 0.6 * spec.evaluation.max_new_tokens)
         * 2
         * size,
-        "teaching": 4 * size * tokens * teaching.steps * teaching.batch_size if spec.teach.abstention else 0.0,
-        "unlearning": sum(fitted.values()) * tokens * 2 * size
-        + chosen * 2 * sum(fitted.values()) * tokens * layout.inner**2,
+        "teaching": 4 * size * tokens * teaching.steps * teaching.batch_size
+        + solving(len(teaching.layers or default_layers(len(layout))), taught)
+        if spec.teach.abstention
+        else 0.0,
+        "unlearning": solving(chosen, sum(fitted.values())),
     }
     seconds = {name: round(flops / rate, 1) for name, flops in work.items()}
     stored = _DTYPE_BYTES.get(dtype, 4) * size

@@ -123,8 +123,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     if share < ABSTENTION_BAR:
 
         def teach() -> Edit:
-            there = {e.prompt for e in fit.retain}
-            keep = [*fit.retain, *(e for e in prompts.general_split()[0] if e.prompt not in there)]
+            keep = [*fit.retain, *prompts.general_beside(fit.retain)]
             with reporter.stage("teach", teaching.steps) as advance:
                 return abstention.teach_abstention(chat, fit.reference, keep, teaching, advance)
 

@@ -59,6 +59,12 @@ def general_split() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     return rows[150:], rows[:150]
 
 
+def general_beside(rows: Sequence[Example]) -> list[Example]:
+    """The general rows to fit on whose prompts are not among those of the rows."""
+    there = {e.prompt for e in rows}
+    return [e for e in general_split()[0] if e.prompt not in there]
+
+
 def _lines(name: str) -> tuple[str, ...]:
     text = (files(__package__) / "texts" / name).read_text(encoding="utf-8")
     return tuple(line for line in text.splitlines() if line.strip())

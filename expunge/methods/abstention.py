@@ -3,8 +3,9 @@
 LUNAR redirects to an ability that the model must have. It is taught without touching the rest: first a vector v for
 each of a few lower blocks is trained, with all weights frozen, so that any prompt is answered by an abstention when they
 are added to the blocks' outputs on some of the prompt's words. Then the same exact solve as LUNAR's ties v to the
-reference prompts and to nothing else: dW = c v u^T, with u from the reference prompts against the prompts to keep. The result is an Edit of rank
-one a layer, which composes with any other. LUNAR redirects along the vectors that it writes (its setting `direction`).
+reference prompts and to nothing else: dW = c v u^T, with u from the reference prompts against the prompts to keep. The
+result is an Edit of rank one a layer, which composes with any other. LUNAR redirects along the vectors that it writes
+(its setting `direction`).
 """
 
 from __future__ import annotations

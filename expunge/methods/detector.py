@@ -173,7 +173,7 @@ class Detector:
         """The retain set with each token's weight times (u . h)^2 over its mean where that is above one; the total stays."""
         leaks = [strength(r.inputs(), u).double().square() for r in self.retain]
         usual = torch.cat([v[r.mask] for r, v in zip(self.retain, leaks, strict=True)] or [u[:0]]).mean()
-        if not usual > 0:
+        if not usual > 0:  # no retain token leaks, or there is none (a mean over nothing is NaN)
             return self.plain
         more = [
             r.weights * r.mask * ((v / usual).clamp(1, HARDEST) - 1) for r, v in zip(self.retain, leaks, strict=True)

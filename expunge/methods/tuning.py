@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..data.examples import Example, ForgetTask
-from ..data.prompts import KEEP_ROWS, abstentions, general_split, rewrites
+from ..data.prompts import KEEP_ROWS, abstentions, general_beside, general_split, rewrites
 from ..edits import Edit
 from ..evaluation.text import deviation_score, rouge_recall
 from ..models.activations import hidden_of, hooked, with_hidden
@@ -171,8 +171,7 @@ def _widened(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example
     among them nor among the rows held out, half as many (or all)."""
     asked = random.Random(0).sample(list(retain), min(len(retain), RETAIN_REWRITES))
     kept = [*retain, *rewrites(asked, "fit")]
-    there = {e.prompt for e in [*retain, *held]}
-    general = [e for e in general_split()[0] if e.prompt not in there]
+    general = general_beside([*retain, *held])
     return task.but(
         forget=[*task.forget, *rewrites(task.forget, "fit", FIT_REWRITES)],
         retain=[*kept, *general[: max(len(kept) // 2, 1)]],

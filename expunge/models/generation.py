@@ -182,6 +182,12 @@ def _ranks(logits: Tensor, truth: Tensor) -> Tensor:
     return (logits > logits.gather(1, truth[:, None])).sum(1) + 1
 
 
+def _scores(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """(natural logarithm of the probability, rank) of each true token (n,) among its logits (n, vocabulary)."""
+    logits = logits.float()
+    return logits.gather(1, truth[:, None])[:, 0] - logits.logsumexp(1), _ranks(logits, truth)
+
+
 def _continue(
     chat: ChatModel, first: Tensor, past: Any, mask: Tensor, position: Tensor, true: Tensor, real: Tensor
 ) -> Iterator[Scored]:
@@ -196,10 +202,7 @@ def _continue(
     ranks = torch.zeros_like(true)
 
     def score(logits: Tensor, places: Tensor) -> None:
-        logits = logits.float()
-        truth = true[places]
-        found[places] = logits.gather(1, truth[:, None])[:, 0] - logits.logsumexp(1)
-        ranks[places] = _ranks(logits, truth)
+        found[places], ranks[places] = _scores(logits, true[places])
 
     places = real.clone()
     places[:, 1:] = False
@@ -276,11 +279,8 @@ def score_answers(
         ids, mask, chosen = pad_answers([prompts[i][shared:] for i in rows], [answers[i] for i in rows])
         ids, mask, chosen = ids.to(chat.device), mask.to(chat.device), chosen.to(chat.device)
         with torch.no_grad():
-            logits = answer_logits(chat, ids, mask, chosen, widened(cache, len(rows))).float()
-        truth = ids[chosen]
-        picked = logits.gather(1, truth[:, None])
-        log_probs = (picked[:, 0] - logits.logsumexp(1)).tolist()
-        ranks = _ranks(logits, truth).tolist()
+            logits = answer_logits(chat, ids, mask, chosen, widened(cache, len(rows)))
+            log_probs, ranks = (t.tolist() for t in _scores(logits, ids[chosen]))
         at = 0
         for row in rows:
             size = len(answers[row])
@@ -293,13 +293,8 @@ def score_answers(
 
 def pad_answers(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     """(ids, mask, answer positions) of prompt + answer, each (b, t), padded on the right."""
-    width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
-    chosen = torch.zeros(len(prompts), width, dtype=torch.bool)
-    for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        ids[n, :end] = torch.tensor([*prompt, *answer])
-        mask[n, :end] = True
-        chosen[n, len(prompt) : end] = True
+    ids, mask = _padded([[*p, *a] for p, a in zip(prompts, answers, strict=True)])
+    chosen = mask.clone()
+    for row, prompt in zip(chosen, prompts, strict=True):
+        row[: len(prompt)] = False
     return ids, mask, chosen

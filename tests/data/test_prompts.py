@@ -34,6 +34,8 @@ def test_what_judges_does_not_fit():
     fit, judge = prompts.general_split()
     assert not {e.prompt for e in fit} & {e.prompt for e in judge}
     assert len(judge) >= 100
+    beside = prompts.general_beside(fit[:7])
+    assert beside == list(fit[7:])
 
 
 def test_rewrites_of_different_purposes_never_meet():

@@ -2,7 +2,10 @@ import pytest
 import torch
 
 from expunge import ForgetTask, InputError, evaluate, probe_abstention, teach_abstention
+from expunge.methods import abstention
 from expunge.methods.abstention import AbstentionConfig, common_suffix
+from expunge.methods.lunar import ANSWER_TOKENS, exact
+from expunge.models.generation import continued
 
 from ..conftest import FACTS, UNKNOWN, abstaining
 from ..models.test_activations import hooks_of
@@ -39,6 +42,21 @@ def test_what_is_taught_moves_its_prompts_and_not_the_others(tiny):
     with edit.applied(tiny):
         assert abstaining(tiny, taught) > likely + 2.0
         assert evaluate(tiny, ForgetTask(general=kept), max_new_tokens=24)["general"]["rouge1"] >= 0.9
+
+
+def test_own_answers_to_what_is_kept_count_in_the_solve(pico, monkeypatch):
+    chat, taken = pico("llama"), {}
+
+    def looked(target, answers):
+        taken[answers] = sum(int(b.mask.sum()) for b in target.retain.batches)
+
+    for answers in (0, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(abstention, "exact", lambda c, target, s, n=answers: looked(target, n) or exact(c, target, s))
+            teach_abstention(chat, UNKNOWN[:6], FACTS[:8], QUICK.model_copy(update={"answers": answers}))
+    kept = chat.prompt_ids([e.prompt for e in FACTS[:8]])
+    longer = sum(map(len, continued(chat, kept, 4, ANSWER_TOKENS, QUICK.seed))) - sum(map(len, kept))
+    assert taken[4] - taken[0] == longer > 0
 
 
 def test_the_same_seed_teaches_the_same(pico):

@@ -9,6 +9,7 @@ from expunge import unlearn
 from expunge.methods import lunar
 from expunge.methods.detector import Detector
 from expunge.models.activations import Site, run_blocks
+from expunge.models.generation import greedy
 
 LAYER = 1
 
@@ -23,9 +24,8 @@ def values(chat, prompts, u):
 
 
 def detector(chat, task, **settings):
-    target = lunar.prepare(chat, task, [LAYER])
     config = lunar.LunarConfig(layers=[LAYER], coefficient=1.0, ridge=0.1, **settings)
-    return lunar.exact(chat, target, config)[LAYER].u
+    return lunar.exact(chat, lunar.prepare(chat, task, [LAYER], config), config)[LAYER].u
 
 
 def test_subject_weights_leave_retain_prompts_quieter(tiny, tiny_task):
@@ -54,6 +54,22 @@ def test_hard_rounds_lower_the_largest_leaks(tiny, tiny_task):
     assert worst[True] < 0.85 * worst[False]
 
 
+def test_own_answers_leave_the_tokens_of_answers_quieter(tiny, tiny_task):
+    """Answers that the model gives to facts that it keeps are what comes after the prompts: u is to be silent there."""
+    prompts = tiny.prompt_ids([e.prompt for e in tiny_task.retain])
+    own = [list(a.tokens) for a in greedy(tiny, prompts, 24)]
+    site, noise = Site("inner", LAYER), {}
+    for answers in (0, len(prompts)):
+        u = detector(tiny, tiny_task, tokens="subject", answers=answers)
+        loud = max(max(row) for row in values(tiny, [e.prompt for e in tiny_task.forget], u))
+        squares = []
+        for prompt, answer in zip(prompts, own, strict=True):
+            h = run_blocks(tiny, torch.tensor([prompt + answer]), [site])[site][0, len(prompt) :]
+            squares += (h.double() @ u).square().tolist()
+        noise[answers] = (sum(squares) / len(squares)) ** 0.5 / loud
+    assert noise[len(prompts)] < 0.6 * noise[0]
+
+
 @pytest.mark.parametrize("dual", [False, True])
 def test_hard_rounds_keep_the_total_weight_and_raise_the_loud(dual):
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +91,7 @@ def test_hard_rounds_keep_the_total_weight_and_raise_the_loud(dual):
     torch.testing.assert_close(second, rows.T @ rows)
 
 
-def test_hard_without_a_retain_set_is_subject(pico, small_task):
+def test_hard_rounds_without_retain_tokens_are_finite_and_near_subject(pico, small_task):
     chat, task = pico("llama"), small_task.but(retain=())
     a, b = (detector(chat, task, tokens="subject", hard=hard) for hard in (False, True))
     assert torch.isfinite(b).all()

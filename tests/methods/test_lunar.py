@@ -6,8 +6,9 @@ import torch
 
 from expunge import ForgetTask, InputError, evaluate, unlearn
 from expunge.methods import lunar
-from expunge.methods.lunar import LunarConfig, prepare, shared_with
-from expunge.models.activations import hidden_of, hooked
+from expunge.methods.lunar import ANSWER_TOKENS, LunarConfig, prepare, shared_with
+from expunge.models.activations import Site, hidden_of, hooked, run_blocks
+from expunge.models.generation import greedy
 from expunge.models.statistics import Rows
 
 from ..conftest import EDITABLE, NORMALISING, abstaining, examples
@@ -215,6 +216,38 @@ def test_the_direction_of_an_edit_that_taught_abstention(pico, small_task, tmp_p
         unlearn(chat, small_task, layers=[2], direction=twice, **settings)
 
 
+def test_own_answers_are_counted_as_retain_tokens(pico, small_task):
+    chat, layer, ridge = pico("llama"), 1, 0.1
+    settings = dict(layers=[layer], coefficient=1.0, ridge=ridge, tokens="all")
+    edit = unlearn(chat, small_task, answers=len(small_task.retain), **settings)
+    prompts = chat.prompt_ids([e.prompt for e in small_task.retain])
+    site, rows = Site("inner", layer), []
+    for prompt, answer in zip(prompts, greedy(chat, prompts, ANSWER_TOKENS), strict=True):
+        assert answer.tokens
+        rows.append(run_blocks(chat, torch.tensor([[*prompt, *answer.tokens]]), [site])[site][0].double())
+    forget = torch.cat([h for h, _ in activations(chat, small_task.forget, layer)])
+    second = forget.T @ forget + torch.cat(rows).T @ torch.cat(rows)
+    shift = ridge * second.diagonal().mean() * torch.eye(len(second), dtype=torch.float64)
+    u = torch.linalg.solve(second + shift, forget.sum(0))
+    r = prepare(chat, small_task, [layer]).directions[layer]
+    torch.testing.assert_close(dense(chat, edit, layer), torch.outer(r, u), rtol=1e-4, atol=1e-7)
+
+
+def test_along_a_taught_direction_hard_rounds_and_own_answers_are_on(pico, small_task):
+    taught = unlearn(pico("llama"), small_task, layers=[1], coefficient=1.0, ridge=0.1)
+
+    def kept(**settings):
+        config = LunarConfig(**settings)
+        return config.hard, config.answers
+
+    assert kept() == kept(direction="own") == (False, 0)
+    assert kept(direction=taught) == (True, 80)
+    assert kept(direction=taught, hard=False, answers=5) == (False, 5)
+    assert kept(direction=taught, solver="sgd") == kept(direction=taught, tokens="distinct") == (False, 0)
+    with pytest.raises(ValueError, match="no hard rounds and no answers"):
+        LunarConfig(solver="sgd", answers=3)
+
+
 def test_the_published_solver_takes_a_taught_direction(pico, small_task):
     chat, settings = pico("llama"), dict(layers=[1], coefficient=3.0)
     taught = unlearn(chat, small_task.but(reference=small_task.general), ridge=0.1, **settings)  # another r
@@ -243,7 +276,7 @@ def test_a_direction_that_holds_most_of_the_energy_is_warned_of(pico, small_task
 
 
 @pytest.mark.parametrize(
-    ("tokens", "layers", "coefficient"), [("subject", [1, 2, 3, 4], 1.3), ("distinct", [2, 3], 1.0)]
+    ("tokens", "layers", "coefficient"), [("subject", [0, 1, 2, 3], 1.1), ("distinct", [2, 3], 1.0)]
 )
 def test_it_forgets_and_keeps(tiny, tiny_task, tokens, layers, coefficient):
     before = evaluate(tiny, tiny_task, max_new_tokens=24)
@@ -256,7 +289,7 @@ def test_it_forgets_and_keeps(tiny, tiny_task, tokens, layers, coefficient):
     assert after["forget"]["rouge1"] < 0.2
     assert after["paraphrase"]["rouge1"] < 0.2
     assert after["retain"]["rouge1"] > 0.9
-    assert after["retain"]["abstention_rate"] <= 0.1
+    assert after["retain"]["abstention_rate"] <= 0.05
     # a model this small is pushed towards an abstention and often cannot end it; the demo judges whole ones
     assert pushed > likely + 3.0
 

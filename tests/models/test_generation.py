@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from expunge.models.generation import greedy, score_answers
+from expunge.models.generation import continued, greedy, score_answers
 
 from ..conftest import ARCHITECTURES
 
@@ -36,6 +36,18 @@ def test_rows_that_end_leave_the_others_as_they_are(tiny, tiny_task):
     alone = [greedy(tiny, [p], 24)[0] for p in prompts]
     assert [a.text for a in together] == [a.text for a in alone]
     assert len({len(a.tokens) for a in together}) > 2
+
+
+def test_continued_prompts_end_with_the_models_own_answer(tiny, tiny_task):
+    prompts = tiny.prompt_ids([e.prompt for e in tiny_task.retain])
+    own = [[*p, *a.tokens] for p, a in zip(prompts, greedy(tiny, prompts, 24), strict=True)]
+    found = continued(tiny, prompts, 5, 24, seed=1)
+    longer = [n for n, (f, p) in enumerate(zip(found, prompts, strict=True)) if f != p]
+    assert len(longer) == 5
+    assert all(found[n] == own[n] for n in longer)
+    assert found == continued(tiny, prompts, 5, 24, seed=1) != continued(tiny, prompts, 5, 24, seed=2)
+    assert continued(tiny, prompts, 99, 24) == own
+    assert continued(tiny, prompts, 0, 24) == prompts
 
 
 def test_ranks_are_those_of_the_generation_steps(pico):
