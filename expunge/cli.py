@@ -1,317 +1,69 @@
-"""The verbs: parse, validate, call, print. Flags are made from the fields of the spec; nothing here imports torch."""
+"""The console script: which verbs there are, and how errors end. What a verb does (`verbs`) is imported when one is
+called: `expunge --help` imports neither pydantic nor torch."""
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
-from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any
 
 import typer
-from pydantic import BaseModel
+from typer.core import TyperGroup
 
-from .errors import ExpungeError, InputError
-from .spec import DataSpec, EvaluationSpec, ModelSpec, OutputSpec, RunSpec, build
+from .errors import ExpungeError
 
 # Threads that wait for each other without end slow a busy machine down twentyfold: spin briefly, then sleep.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help, without importing rich
-    help=("Makes a language model forget what it was asked to forget, and shows that it did."),
-)
-data_app = typer.Typer(no_args_is_help=True, help="Makes data.")
-app.add_typer(data_app, name="data")
-
-Verb = Callable[..., None]
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
-_PLAIN: dict[str, tuple[Any, Any, str]] = {
-    "config": (str | None, None, "YAML file with the fields of a run"),
-    "set": (list[str], [], "key=value of the method's settings; dots reach other parts (may be repeated)"),
-    "json": (bool, False, "print one JSON document on standard output"),
-    "quiet": (bool, False, "no progress on standard error"),
-    "dry_run": (bool, False, "print the plan and load no weights"),
-    "seed": (int | None, None, "seed of every random choice"),
-    "teach_abstention": (bool, False, "teach a model that does not abstain to do so first"),
-    "method": (str | None, None, "method; `expunge methods` lists them"),
+VERBS = {
+    "unlearn": "Makes a model forget, and writes the checkpoint with its evidence.",
+    "demo": "Makes the embedded model forget William Shakespeare's works, and shows that it did.",
+    "doctor": "Looks at a model: its layout, and whether it can abstain.",
+    "teach": "Teaches a model rows, or to abstain, and writes the checkpoint.",
+    "evaluate": "Evaluates a model on the roles that are given.",
+    "export": "Writes an edit as a PEFT adapter.",
+    "revert": "Restores the base checkpoint, bit for bit.",
+    "methods": "Lists the methods and their settings.",
+    "data": "Makes data.",
 }
 
 
-def flags(
-    *parts: tuple[str, type[BaseModel]], plain: tuple[str, ...] = (), skip: tuple[str, ...] = ()
-) -> Callable[[Verb], Verb]:
-    """Gives a verb one option for each field of the spec's parts; the verb gets them as `given` ("part.field" -> value)."""
+class _Verbs(TyperGroup):
+    """The verbs by name; the code of one is imported when it is asked for."""
 
-    def decorate(verb: Verb) -> Verb:
-        hints = get_type_hints(verb, include_extras=True)
-        own = [
-            p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
-            for p in inspect.signature(verb).parameters.values()
-            if p.name not in ("given", *plain) and p.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        options, places = [], {}
-        for part, kind in parts:
-            for name, info in kind.model_fields.items():
-                if name in skip or (part == "model" and name == "name"):
-                    continue
-                places[name] = f"{part}.{name}"
-                options.append(_option(name, _flag_type(info.annotation), None, info.description or ""))
-        for name in plain:
-            options.append(_option(name, *_PLAIN[name]))
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = dict.fromkeys(VERBS)  # type: ignore[assignment]
 
-        @wraps(verb)
-        def call(**kwargs: Any) -> None:
-            given = {path: kwargs.pop(name) for name, path in places.items()}
-            verb(given=given, **kwargs)
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            return None
+        from .verbs import app as verbs
 
-        call.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-        call.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
-        return call
+        return typer.main.get_group(verbs).commands[cmd_name]
 
-    return decorate
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([*VERBS.items()])
 
 
-def _flag_type(annotation: Any) -> Any:
-    text = str(annotation)
-    if "tuple" in text:
-        return list[str] | None
-    if annotation is bool:
-        return bool | None
-    if "int" in text:
-        return int | None
-    return str | None
+def show_help(ctx: typer.Context) -> None:
+    """What a group prints where no verb is given."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
 
 
-def _option(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
-    flag = "--" + name.replace("_", "-")
-    option = typer.Option(flag, help=text, show_default=bool(default))
-    if kind == bool | None:
-        option = typer.Option(flag + "/--no-" + name.replace("_", "-"), help=text, show_default=False)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
-
-
-_MODEL, _DATA, _EVAL, _OUT = (
-    ("model", ModelSpec),
-    ("data", DataSpec),
-    ("evaluation", EvaluationSpec),
-    ("output", OutputSpec),
+app = typer.Typer(
+    cls=_Verbs,
+    invoke_without_command=True,
+    callback=show_help,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help, without importing rich
+    help="Makes a language model forget what it was asked to forget, and shows that it did.",
 )
-Model = Annotated[str, typer.Argument(help="a folder, a hub id, a .gguf file, or smollm2 (the embedded model)")]
-
-
-def _spec(model: str | None, given: dict[str, Any], **more: Any) -> RunSpec:
-    config, sets = more.pop("config", None), more.pop("set", None)
-    teach = more.pop("teach_abstention", False)
-    extra = {"model.name": model, "teach.abstention": teach or None, **more}
-    return build({**given, **extra}, config, sets)
-
-
-def _print(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=1))
-
-
-@app.command()
-@flags(
-    _MODEL,
-    _DATA,
-    _EVAL,
-    _OUT,
-    plain=("method", "teach_abstention", "seed", "config", "set", "dry_run", "json", "quiet"),
-)
-def unlearn(model: Model, given: dict[str, Any], dry_run: bool, json: bool, quiet: bool, **more: Any) -> None:
-    """Makes a model forget, and writes the checkpoint with its evidence."""
-    from .progress import Reporter
-
-    spec = _spec(model, given, **more)
-    if dry_run:
-        from .plan import plan, show
-
-        figures = plan(spec)
-        _print(figures) if json else show(figures)
-        return
-    from .run import unlearn_run
-
-    reporter = Reporter(quiet)
-    _finish(unlearn_run(spec, reporter), reporter, json)
-
-
-@app.command()
-@flags(_EVAL, plain=("json", "quiet"))
-def demo(
-    given: dict[str, Any],
-    json: bool,
-    quiet: bool,
-    out: Annotated[str, typer.Option(help="folder for the unlearned checkpoint")] = "runs/demo",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an output folder that is not empty")] = False,
-    seed: Annotated[int, typer.Option(help="seed of every random choice")] = 0,
-) -> None:
-    """Makes the embedded model forget William Shakespeare's works, and shows that it did."""
-    from .demo import demo_spec
-    from .progress import Reporter
-    from .run import unlearn_run
-
-    reporter = Reporter(quiet)
-    spec = demo_spec({**given, "output.out": out, "output.overwrite": overwrite, "seed": seed})
-    _finish(unlearn_run(spec, reporter), reporter, json)
-
-
-def _finish(result: Any, reporter: Any, as_json: bool) -> None:
-    reporter.table(result.evaluations)
-    reporter.samples(result.task.present(), result.evaluations)
-    reporter.say("\n" + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in reporter.seconds.items()))
-    reporter.say(f"total {sum(reporter.seconds.values()):.0f} s; written to {result.report['out']}")
-    if as_json:
-        _print(result.report)
-
-
-@app.command()
-@flags(
-    _MODEL,
-    _DATA,
-    plain=("json", "quiet"),
-    skip=("forget", "paraphrase", "retain", "retain_judge", "general", "holdout", "data", "forget_group"),
-)
-def doctor(model: Model, given: dict[str, Any], json: bool, quiet: bool) -> None:
-    """Looks at a model: its layout, and whether it can abstain."""
-    from .doctor import examine
-    from .progress import Reporter
-
-    report = examine(_spec(model, given), Reporter(quiet))
-    if json:
-        _print(report)
-    else:
-        for key, value in report.items():
-            print(f"{key.replace('_', ' ')}: {value}")
-
-
-@app.command()
-@flags(_MODEL, _OUT, plain=("seed", "set", "json", "quiet"), skip=("resume",))
-def teach(
-    model: Model,
-    given: dict[str, Any],
-    seed: int | None,
-    set: list[str],
-    json: bool,
-    quiet: bool,
-    data: Annotated[str | None, typer.Option(help="rows to learn")] = None,
-    abstention: Annotated[bool, typer.Option("--abstention", help="teach to abstain on what it cannot know")] = False,
-    limit: Annotated[int | None, typer.Option(help="at most this many rows")] = None,
-) -> None:
-    """Teaches a model rows, or to abstain, and writes the checkpoint."""
-    from .progress import Reporter
-    from .teaching import teach_run
-
-    report = teach_run(
-        _spec(model, {**given, "data.data": data, "data.limit": limit}, seed=seed, set=set), abstention, Reporter(quiet)
-    )
-    if json:
-        _print(report)
-
-
-@app.command()
-@flags(_MODEL, _DATA, _EVAL, plain=("json", "quiet"))
-def evaluate(
-    model: Model,
-    given: dict[str, Any],
-    json: bool,
-    quiet: bool,
-    rows: Annotated[str | None, typer.Option(help="file for the per-row values (JSON)")] = None,
-) -> None:
-    """Evaluates a model on the roles that are given."""
-    from .files import write_whole
-    from .progress import Reporter
-    from .run import evaluate_run
-
-    reporter = Reporter(quiet)
-    result = evaluate_run(_spec(model, given), reporter)
-    if rows:
-        write_whole(Path(rows), _dump(result.rows))
-    if json:
-        _print(dict(result))
-    else:
-        reporter.table({"value": result})
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value) + "\n"
-
-
-@app.command()
-def export(
-    edit: Annotated[str, typer.Argument(help="folder of a saved edit (--keep-edit)")],
-    out: Annotated[str, typer.Option(help="folder for the adapter")],
-    base: Annotated[str, typer.Option(help="base model to name in the adapter's config")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a folder that is not empty")] = False,
-) -> None:
-    """Writes an edit as a PEFT adapter."""
-    from .edits import Edit
-
-    Edit.load(edit).export(out, base, overwrite=overwrite)
-    print(f"adapter written to {out}", file=sys.stderr)
-
-
-@app.command()
-def revert(
-    checkpoint: Annotated[str, typer.Argument(help="folder of an unlearned checkpoint")],
-    edit: Annotated[str, typer.Option(help="folder of its edit (--keep-edit)")],
-    out: Annotated[str, typer.Option(help="folder for the restored base")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a folder that is not empty")] = False,
-) -> None:
-    """Restores the base checkpoint, bit for bit."""
-    from .run import revert_run
-
-    revert_run(Path(checkpoint), Path(edit), Path(out), overwrite)
-    print(f"base restored in {out}", file=sys.stderr)
-
-
-@app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False) -> None:
-    """Lists the methods and their settings."""
-    from .methods import REGISTRY
-
-    if as_json:
-        _print(
-            {
-                m.name: {
-                    "summary": m.summary,
-                    "paper": m.paper,
-                    "settings": m.load(m.config).model_json_schema()["properties"],
-                }
-                for m in REGISTRY.values()
-            }
-        )
-        return
-    for m in REGISTRY.values():
-        print(f"{m.name}: {m.summary}\n  {m.paper}")
-        for name, info in m.load(m.config).model_fields.items():
-            print(f"  --set {name}={info.default}  {info.description}")
-
-
-@data_app.command()
-def pistol(
-    out: Annotated[str, typer.Option(help="file to write (JSON lines)")],
-    sales: Annotated[int, typer.Option(help="sales contracts")] = 10,
-    employment: Annotated[int, typer.Option(help="employment contracts")] = 10,
-    seed: Annotated[int, typer.Option(help="seed")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
-) -> None:
-    """Generates PISTOL-style contracts with 20 questions each."""
-    from .data.pistol import contracts, write_rows
-
-    path = Path(out)
-    if path.exists() and not overwrite:
-        raise InputError(f"{out} exists; pass --overwrite to replace it")
-    rows = [e for c in contracts(sales, employment, seed) for e in c.questions()]
-    write_rows(rows, path)
-    print(f"{len(rows)} rows written to {out}", file=sys.stderr)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge import Edit, evaluate, load_model
-from expunge.cli import main
+from expunge.cli import VERBS, main
 from expunge.demo import demo_spec
 from expunge.models.generation import greedy
 
@@ -354,8 +354,22 @@ def test_a_full_disk_is_one_clear_line_and_nothing_half_written(tiny_folder, fil
 
 def test_help_is_quick_because_it_imports_no_torch():
     code = "import sys; sys.argv = ['expunge', '--help']\ntry:\n from expunge.cli import main; main()\nexcept SystemExit: pass\n"
-    code += "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    code += "assert not {'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_lists_every_verb_and_each_has_its_own(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert run("--help")[1] == out
+    for verb, summary in VERBS.items():
+        assert summary.split()[0] in out.split(f"  {verb} ")[1]
+        code, own, _ = run(verb, "--help")
+        assert code == 0
+        assert " ".join(summary.split()) in " ".join(own.split())
+    assert run("data") == run("data", "--help")
+    assert "pistol" in run("data")[1]
+    assert run("unlern")[2] == "error: No such command 'unlern'. Did you mean 'unlearn'?; --help lists what there is\n"
 
 
 def test_a_flag_that_was_not_given_leaves_the_demos_own_setting():
