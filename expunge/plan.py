@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from .data.prompts import KEEP_ROWS, general_split
+from .data.prompts import KEEP_ROWS, general_beside, general_split
 from .run import read_task, teaching_config
 from .spec import RunSpec
 
@@ -44,7 +44,8 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     judged = sum(n for role, n in rows.items() if role != "reference")
     rate = _rate()
     teaching = teaching_config(spec)
-    taught = min(teaching.rows, fitted["reference"]) + fitted["retain"] + len(general_split()[0])
+    taught = min(teaching.rows, fitted["reference"]) + fitted["retain"]
+    taught += len(general_beside(fit.retain or general_split()[0][:KEEP_ROWS]))
 
     def solving(layers: int, prompts: int) -> float:
         """A forward pass over the prompts, and their second moments at each layer."""

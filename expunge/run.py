@@ -86,7 +86,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     """Runs all stages and writes the output folder."""
     from .evaluation.scores import evaluate
     from .methods import abstention, method
-    from .models.generation import own_answers
+    from .methods.tuning import with_retain
 
     method(spec.method).configure(**spec.settings)
     teaching = teaching_config(spec)
@@ -117,8 +117,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     evaluations = {"before": look("before", judge)}
     if not fit.retain:
         with reporter.stage("keep"):
-            rows = prompts.general_split()[0][: prompts.KEEP_ROWS]
-            fit = fit.but(retain=own_answers(chat, rows, 32))
+            fit = with_retain(chat, fit)
     edit: Edit | None = None
     if share < ABSTENTION_BAR:
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from expunge import Edit, evaluate, load_model
+from expunge import Edit, evaluate, load_model, verbs
 from expunge.cli import VERBS, main
 from expunge.demo import demo_spec
 from expunge.models.generation import greedy
@@ -362,6 +363,7 @@ def test_help_lists_every_verb_and_each_has_its_own(run):
     code, out, err = run()
     assert (code, err) == (0, "")
     assert run("--help")[1] == out
+    assert set(typer.main.get_group(verbs.app).commands) == set(VERBS)
     for verb, summary in VERBS.items():
         assert summary.split()[0] in out.split(f"  {verb} ")[1]
         code, own, _ = run(verb, "--help")
@@ -369,7 +371,9 @@ def test_help_lists_every_verb_and_each_has_its_own(run):
         assert " ".join(summary.split()) in " ".join(own.split())
     assert run("data") == run("data", "--help")
     assert "pistol" in run("data")[1]
-    assert run("unlern")[2] == "error: No such command 'unlern'. Did you mean 'unlearn'?; --help lists what there is\n"
+    code, _, err = run("unlern")
+    assert code == 2
+    assert err == "error: No such command 'unlern'. Did you mean 'unlearn'?; --help lists what there is\n"
 
 
 def test_a_flag_that_was_not_given_leaves_the_demos_own_setting():

@@ -102,13 +102,12 @@ def tune(
     loss is the Deviation Score on other rewrites of the forget rows and on a fifth of the retain rows, left out of the
     trial's fit, whose ROUGE-1 counts relative to that of the model as it is. The forget set is widened by built-in
     rewrites, and so are the retain rows, or the rewrites' own words would tell the two apart. The best is fitted again on
-    all retain rows. A task without retain rows keeps the model's own answers to built-in general prompts.
+    all retain rows. A task without retain rows is that of `with_retain`.
     """
     from .lunar import prepare, solve
 
     axes = _axes(chat, task, config)
-    if not task.retain:
-        task = task.but(retain=own_answers(chat, general_split()[0][:KEEP_ROWS], TUNE_TOKENS))
+    task = with_retain(chat, task)
     held = held_out(task.retain)
     fit = _widened(task, [e for e in task.retain if e not in set(held)] or held, held)
     asked = rewrites(task.forget, "tune")
@@ -159,6 +158,13 @@ def _axes(chat: ChatModel, task: ForgetTask, config: LunarConfig) -> dict[str, S
         "coefficient": coefficients if config.coefficient == "auto" else [config.coefficient],
         "ridge": ridges if config.ridge == "auto" else [config.ridge],
     }
+
+
+def with_retain(chat: ChatModel, task: ForgetTask) -> ForgetTask:
+    """The task; where it has no retain rows, with the model's own answers to built-in general prompts as such."""
+    if task.retain:
+        return task
+    return task.but(retain=own_answers(chat, general_split()[0][:KEEP_ROWS], TUNE_TOKENS))
 
 
 def held_out(retain: Sequence[Example]) -> list[Example]:
