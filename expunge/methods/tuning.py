@@ -101,49 +101,47 @@ def tune(
     One setting after the other is tried, the others at the best so far; the first values are where it starts. A trial's
     loss is the Deviation Score on other rewrites of the forget rows and on a fifth of the retain rows, left out of the
     trial's fit, whose ROUGE-1 counts relative to that of the model as it is. The forget set is widened by built-in
-    rewrites, and so are the retain rows, or the rewrites' own words would tell the two apart. The best is fitted again on
-    all retain rows. A task without retain rows is that of `with_retain`.
+    rewrites, and so are the retain rows, or the rewrites' own words would tell the two apart. The best trial's edit is
+    the result, as it was judged: fitted again with the rows left out, it can be much weaker. A task without retain rows is that of `with_retain`.
     """
     from .lunar import prepare, solve
 
     axes = _axes(chat, task, config)
     task = with_retain(chat, task)
+    best = {name: values[0] for name, values in axes.items()}
+    if all(len(values) == 1 for values in axes.values()):
+        target = prepare(chat, _widened(task, task.retain), best["layers"], config)
+        return solve(chat, target, config.model_copy(update=best))
     held = held_out(task.retain)
     fit = _widened(task, [e for e in task.retain if e not in set(held)] or held, held)
     asked = rewrites(task.forget, "tune")
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
-    searching = any(len(values) > 1 for values in axes.values())
-    before = _rouge(chat, judge[1]) if searching else 0.0
+    before = _rouge(chat, judge[1])
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
 
-    def loss(found: dict[str, Any]) -> float:
+    def trial(found: dict[str, Any]) -> tuple[float, Edit]:
         layers = found["layers"]
         if layers not in prepared:
             prepared.clear()  # one at a time: a target holds the activations of every row
             prepared[layers] = prepare(chat, fit, layers, config)
-        with solve(chat, prepared[layers], config.model_copy(update=found)).applied(chat):
+        edit = solve(chat, prepared[layers], config.model_copy(update=found))
+        with edit.applied(chat):
             forget, kept = (_rouge(chat, rows) for rows in judge)
         value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
         trials.append({**found, "forget_rouge1": forget, "retain_rouge1": kept, "loss": value})
         if progress:
             progress(1)
-        return value
+        return value, edit
 
-    best = {name: values[0] for name, values in axes.items()}
-    lowest = loss(best) if searching else 0.0
+    lowest, edit = trial(best)
     for name, values in axes.items():
         for value in values[1:]:
             candidate = best | {name: value}
-            if (reached := loss(candidate)) < lowest:
-                best, lowest = candidate, reached
-    edit = solve(
-        chat,
-        prepare(chat, _widened(task, task.retain), best["layers"], config),
-        config.model_copy(update=best),
-    )
-    if searching:
-        edit.meta |= {"retain_rouge1_before": before, "trials": trials}
+            reached, other = trial(candidate)
+            if reached < lowest:
+                best, lowest, edit = candidate, reached, other
+    edit.meta |= {"retain_rouge1_before": before, "trials": trials}
     return edit
 
 

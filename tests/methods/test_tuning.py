@@ -13,14 +13,38 @@ def test_rows_that_tune_are_in_no_trials_fit_and_no_row_is_there_twice(pico, sma
     task = small_task.but(retain=() if own else rows[5:15])
     fits, prepare = [], lunar.prepare
     monkeypatch.setattr(lunar, "prepare", lambda chat, task, *a: fits.append(task) or prepare(chat, task, *a))
-    edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
-    trial, last = ([e.prompt for e in fit.retain] for fit in fits)
-    held = {e.prompt for e in tuning.held_out(rows if own else rows[5:15])}
-    assert not held & set(trial)
-    assert held <= set(last)
-    assert len(set(last)) == len(last)
-    assert {e.prompt for e in rows} <= set(last)
+    chat = pico("llama")
+    edit = unlearn(chat, task, layers=[1], ridge=0.1)
+    (fitted,) = ([e.prompt for e in fit.retain] for fit in fits)
+    retain = rows if own else rows[5:15]
+    held = {e.prompt for e in tuning.held_out(retain)}
+    assert not held & set(fitted)
+    assert len(set(fitted)) == len(fitted)
+    assert {e.prompt for e in retain} - held <= set(fitted)
     assert [t["coefficient"] for t in edit.meta["trials"]] == list(tuning.COEFFICIENTS)
+
+
+def test_the_best_trials_edit_is_the_result(pico, small_task, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(tuning, "_rouge", lambda *_: 0.5)
+    monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(losses))
+    made, solve = [], lunar.solve
+    monkeypatch.setattr(lunar, "solve", lambda *a: made.append(solve(*a)) or made[-1])
+    task = small_task.but(retain=prompts.general_split()[0][5:15])
+    edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
+    assert edit is made[1]
+    assert edit.meta["coefficient"] == [tuning.COEFFICIENTS[1]]
+
+
+def test_with_nothing_to_search_every_retain_row_is_fitted(pico, small_task, monkeypatch):
+    monkeypatch.setattr(tuning, "places", lambda *_: [(1,)])
+    fits, prepare = [], lunar.prepare
+    monkeypatch.setattr(lunar, "prepare", lambda chat, task, *a: fits.append(task) or prepare(chat, task, *a))
+    retain = prompts.general_split()[0][5:15]
+    edit = unlearn(pico("llama"), small_task.but(retain=retain), ridge=0.1, coefficient=2.0)
+    (fitted,) = fits
+    assert set(retain) <= set(fitted.retain)
+    assert "trials" not in edit.meta
 
 
 def test_with_a_taught_direction_its_layers_are_the_places(pico, small_task):
