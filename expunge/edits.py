@@ -213,6 +213,19 @@ class Edit:
 
     # ------------------------------------------------------------ on disk
 
+    def times(self, factor: float) -> Edit:
+        """The edit with its change times a factor.
+
+        Raises:
+            InputError: a part replaces a parameter, and has no change to scale.
+        """
+        parts: dict[str, Part] = {}
+        for name, part in self.parts.items():
+            if not isinstance(part, LowRank):
+                raise InputError(f"the edit replaces {name}: only a low-rank change can be scaled")
+            parts[name] = LowRank(part.left * factor, part.right)
+        return Edit(parts, self.base, {**self.meta, "times": factor * self.meta.get("times", 1.0)})
+
     def save(self, folder: str | Path, originals: Mapping[str, Tensor] | None = None, overwrite: bool = False) -> None:
         """Writes edit.safetensors and edit.json into a new folder, which appears whole or not at all.
 

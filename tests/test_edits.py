@@ -107,6 +107,17 @@ def test_compose_is_one_after_the_other(pico):
             torch.testing.assert_close(value, wanted[name], rtol=1e-6, atol=1e-6)
 
 
+def test_times_scales_the_change_and_leaves_the_edit(pico):
+    chat = pico()
+    edit = Edit.on(chat.model, {NAME: low_rank(chat)}, {"method": "x"})
+    half = edit.times(2.0).times(0.25)
+    torch.testing.assert_close(half.dense(NAME), edit.dense(NAME) / 2)
+    assert (half.base, half.meta) == (edit.base, {"method": "x", "times": 0.5})
+    assert "times" not in edit.meta
+    with pytest.raises(InputError, match="only a low-rank change can be scaled"):
+        Edit.on(chat.model, {OTHER: Replace(torch.zeros(2, 2))}).times(0.5)
+
+
 def test_compose_with_a_replacement(pico):
     chat = pico()
     value = torch.full((32, 48), 2.0)

@@ -19,9 +19,10 @@ from ..models.statistics import Moments, Rows
 
 Tokens = Literal["all", "after_prefix", "distinct", "subject"]
 ROUNDS = 3  # in which forget tokens are weighed
-HARD_ROUNDS = 3  # in which retain tokens are weighed as well
+EVEN_ROUNDS = 3  # in which forget prompts are weighed as well, and with `hard` retain tokens
+LARGEST = 3  # tokens of a forget prompt whose u . h say how much of it is found
 HARDEST = 100.0  # what a retain token counts at most
-LAG = (0.3, 8.0)  # limits of what a forget prompt counts, the median over how much it is found
+LAG = (0.01, 200.0)  # limits of what a forget prompt counts
 
 
 def shared_with(prompts: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> list[int]:
@@ -139,17 +140,21 @@ class Detector:
 
         For `subject`, u is fitted again in rounds. Most tokens of a forget prompt (question words, the chat template's)
         stand in retain prompts as well: with the target 1 they only teach u to answer to those words wherever they
-        stand. So each forget token's weight is times the square of its u . h relative to the largest of its prompt. And
-        a mean square over all retain tokens is content with a few that u answers to strongly, which are the names and
-        titles nearest to the subject: with `hard`, these count more in further rounds, and forget prompts that lag behind too.
+        stand. So each forget token's weight is times the square of its u . h relative to the largest of its prompt. In
+        further rounds a forget prompt that lags behind the median counts more, until all are found alike: the weakest
+        decides how large c has to be. And a mean square over all retain tokens is content with a few that u answers to
+        strongly, which are the names and titles nearest to the subject: with `hard`, these count more in these rounds.
         """
         retain = self.plain
         system = self._system(retain, [f.weights for f in self.forget])
-        for number in range(ROUNDS + HARD_ROUNDS * self.hard if self.subject else 0):
-            u, hard = system.solve(ridge), number >= ROUNDS
-            if hard:
-                retain = self._hardened(u)
-            system = self._system(retain, self._told_apart(u, hard))
+        lag = [torch.ones_like(f.weights[:, :1]) for f in self.forget]
+        for number in range(ROUNDS + EVEN_ROUNDS if self.subject else 0):
+            u = system.solve(ridge)
+            values = [strength(f.inputs(), u).double().clamp(min=0) * f.mask for f in self.forget]
+            if number >= ROUNDS:
+                lag = self._lagging(values, lag)
+                retain = self._hardened(u) if self.hard else retain
+            system = self._system(retain, self._told_apart(values, lag))
         return system.solve(ridge), system.share
 
     def _system(self, retain: Sums, weights: Sequence[Tensor]) -> Moments | Rows:
@@ -158,16 +163,17 @@ class Detector:
             sums.add(held.inputs(), held.mask & (w > 0), w, w)
         return sums.system()
 
-    def _told_apart(self, u: Tensor, hard: bool) -> list[Tensor]:
-        """The forget tokens' weights times (u . h / the prompt's largest)^2; `hard`: times how far the prompt lags
-        behind the median."""
-        values = [strength(f.inputs(), u).double().clamp(min=0) * f.mask for f in self.forget]
-        largest = [v.amax(1, keepdim=True).clamp(min=1e-12) for v in values]
-        lag = [torch.ones_like(m) for m in largest]
-        if hard and self.forget:
-            usual = torch.cat([m[f.mask.any(1)] for f, m in zip(self.forget, largest, strict=True)]).median()
-            lag = [(usual / m).clamp(*LAG) for m in largest]
-        return [f.weights * (v / m) ** 2 * n for f, v, m, n in zip(self.forget, values, largest, lag, strict=True)]
+    def _told_apart(self, values: Sequence[Tensor], lag: Sequence[Tensor]) -> list[Tensor]:
+        """The forget tokens' weights times (u . h / the prompt's largest)^2 and what the prompt counts."""
+        shares = [v / v.amax(1, keepdim=True).clamp(min=1e-12) for v in values]
+        return [f.weights * s**2 * n for f, s, n in zip(self.forget, shares, lag, strict=True)]
+
+    def _lagging(self, values: Sequence[Tensor], lag: Sequence[Tensor]) -> list[Tensor]:
+        """What each forget prompt counts, (b, 1): what it counted times the median of how much is found over its own."""
+        found = [v.topk(min(LARGEST, v.shape[1]), 1).values.sum(1, keepdim=True).clamp(min=1e-12) for v in values]
+        counted = torch.cat([m[f.mask.any(1)] for f, m in zip(self.forget, found, strict=True)])
+        usual = counted.median() if len(counted) else 1.0
+        return [(n * usual / m).clamp(*LAG) for n, m in zip(lag, found, strict=True)]
 
     def _hardened(self, u: Tensor) -> Sums:
         """The retain set with each token's weight times (u . h)^2 over its mean where that is above one; the total stays."""

@@ -80,10 +80,11 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
 
 # ---------------------------------------------------------------- the search
 
-COEFFICIENTS = (3.0, 2.0, 4.0)
+COEFFICIENTS = (3.0, 2.5, 3.5, 2.0, 4.0)
 RIDGES = (0.03, 0.1)
-TAUGHT_COEFFICIENTS = (1.6, 1.3, 1.9)  # relative to what teaching wrote
+TAUGHT_COEFFICIENTS = (1.4, 1.2, 1.6)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
+MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
 FIT_REWRITES = 2
@@ -99,8 +100,8 @@ def tune(
     """The edit at the layers, coefficient and ridge that do best on rows that judge nothing.
 
     One setting after the other is tried, the others at the best so far; the first values are where it starts. A trial's
-    loss is the Deviation Score on other rewrites of the forget rows and on a fifth of the retain rows, left out of the
-    trial's fit, whose ROUGE-1 counts relative to that of the model as it is. The forget set is widened by built-in
+    loss is the Deviation Score on other rewrites of the forget rows, with the edit at `MARGIN` of its strength, and on a
+    fifth of the retain rows, left out of the trial's fit, whose ROUGE-1 counts relative to that of the model as it is. The forget set is widened by built-in
     rewrites, and so are the retain rows, or the rewrites' own words would tell the two apart. The best trial's edit is
     the result, as it was judged: fitted again with the rows left out, it can be much weaker. A task without retain rows is that of `with_retain`.
     """
@@ -126,8 +127,10 @@ def tune(
             prepared.clear()  # one at a time: a target holds the activations of every row
             prepared[layers] = prepare(chat, fit, layers, config)
         edit = solve(chat, prepared[layers], config.model_copy(update=found))
+        with edit.times(MARGIN).applied(chat):
+            forget = _rouge(chat, judge[0])
         with edit.applied(chat):
-            forget, kept = (_rouge(chat, rows) for rows in judge)
+            kept = _rouge(chat, judge[1])
         value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
         trials.append({**found, "forget_rouge1": forget, "retain_rouge1": kept, "loss": value})
         if progress:

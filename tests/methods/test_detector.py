@@ -45,6 +45,26 @@ def test_subject_leaves_each_forget_prompt_a_token_that_is_found(tiny, tiny_task
     assert min(forget) > 2 * max(retain)
 
 
+def test_forget_prompts_are_found_alike(tiny, tiny_task, monkeypatch):
+    """The weakest decides how large the coefficient has to be."""
+    weakest = {}
+    for rounds in (0, 3):
+        monkeypatch.setattr("expunge.methods.detector.EVEN_ROUNDS", rounds)
+        u = detector(tiny, tiny_task, tokens="subject")
+        found = sorted(sum(sorted(row)[-3:]) for row in values(tiny, [e.prompt for e in tiny_task.forget], u))
+        weakest[rounds] = found[0] / found[len(found) // 2]
+    assert 1 - weakest[3] < 0.6 * (1 - weakest[0])
+
+
+def test_forget_prompts_without_a_token_that_counts_do_no_harm():
+    found = Detector(3, torch.device("cpu"), dual=False, subject=True)
+    h, none = torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.bool)
+    found.add(h, lambda: h, ~none, torch.ones(1, 3, dtype=torch.float64), is_forget=False)
+    found.add(h, lambda: h, none, torch.ones(1, 3, dtype=torch.float64), is_forget=True)
+    u, _ = found.solve(0.1)
+    assert torch.equal(u, torch.zeros(3, dtype=torch.float64))
+
+
 def test_hard_rounds_lower_the_largest_leaks(tiny, tiny_task):
     worst = {}
     for hard in (False, True):
