@@ -52,18 +52,19 @@ class LunarConfig(BaseModel):
     retain_weight: float = Field(1.0, ge=0, description="w_r, weight of a retain token")
     tokens: Tokens = Field(
         "subject",
-        description="which forget tokens count: all; after_prefix leaves out the prefix that all prompts share; distinct: from where a prompt "
-        "differs from every retain prompt; subject: of these, the more the better they can be told from the retain set",
+        description="which forget tokens count: all; after_prefix leaves out the prefix that all prompts share; "
+        "distinct: from where a prompt differs from every retain prompt; subject: of these, the more the better they can "
+        "be told from the retain set, and the more the less of their prompt is found",
     )
     hard: bool = Field(
         False,
-        description="with subject: retain tokens that are nearest to the subject count more; keeps more, forgets less; on with a direction",
+        description="with subject: retain tokens nearest to the subject count more; keeps more, forgets less; on with a direction",
     )
     answers: int = Field(
         0,
         ge=0,
-        description="this many retain prompts count with the model's own answer as well: u answers to tokens of an answer "
-        "more than to a prompt's; 80 with a direction",
+        description="this many retain prompts count with the model's own answer as well: u answers to tokens of an "
+        "answer more than to a prompt's; 80 with a direction",
     )
     direction: Literal["own"] | InstanceOf[Edit] = Field(
         "own",

@@ -150,10 +150,9 @@ def tune(
 
 def _axes(chat: ChatModel, task: ForgetTask, config: LunarConfig) -> dict[str, Sequence[Any]]:
     """The values of each setting, the likeliest first; of one that is given, that."""
-    if config.direction == "own":
-        coefficients, ridges = COEFFICIENTS, RIDGES
-    else:
-        coefficients, ridges = TAUGHT_COEFFICIENTS, TAUGHT_RIDGES
+    own = config.direction == "own"
+    coefficients: Sequence[float] = COEFFICIENTS if own else TAUGHT_COEFFICIENTS
+    ridges = RIDGES if own else TAUGHT_RIDGES
     return {
         "layers": places(chat, task, config.direction) if config.layers == "auto" else [config.layers],
         "coefficient": coefficients if config.coefficient == "auto" else [config.coefficient],
