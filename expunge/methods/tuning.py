@@ -73,7 +73,7 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
     known = sorted(scores)
     curve = np.interp(range(count), known, [scores[n] for n in known])
     first = int(np.convolve(curve, np.ones(width) / width, mode="valid").argmax())
-    step = max(round(width * 0.6), 1)
+    step = max(round(width * 0.4), 1)
     starts = dict.fromkeys(max(first - n * step, 0) for n in range(3))
     return [tuple(range(start, start + width)) for start in starts]
 
@@ -81,6 +81,7 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
 # ---------------------------------------------------------------- the search
 
 COEFFICIENTS = (3.0, 2.5, 3.5, 2.0, 4.0)
+LARGEST_COEFFICIENT = 10.0  # where the search ends
 RIDGES = (0.03, 0.1)
 TAUGHT_COEFFICIENTS = (1.4, 1.2, 1.6)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
@@ -138,12 +139,21 @@ def tune(
         return value, edit
 
     lowest, edit = trial(best)
+
+    def better(name: str, value: Any) -> bool:
+        nonlocal best, lowest, edit
+        reached, other = trial(best | {name: value})
+        found = reached < lowest
+        if found:
+            best, lowest, edit = best | {name: value}, reached, other
+        return found
+
     for name, values in axes.items():
         for value in values[1:]:
-            candidate = best | {name: value}
-            reached, other = trial(candidate)
-            if reached < lowest:
-                best, lowest, edit = candidate, reached, other
+            better(name, value)
+        if name == "coefficient" and len(values) > 1:  # on beyond the largest, as long as it helps
+            while best[name] >= max(values) and best[name] < LARGEST_COEFFICIENT and better(name, best[name] * 1.25):
+                pass
     edit.meta |= {"retain_rouge1_before": before, "trials": trials}
     return edit
 

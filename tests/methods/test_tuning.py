@@ -37,6 +37,17 @@ def test_the_best_trials_edit_is_the_result(pico, small_task, monkeypatch):
     assert edit.meta["coefficient"] == [2.0]
 
 
+def test_the_search_goes_on_beyond_the_largest_coefficient_while_that_helps(pico, small_task, monkeypatch):
+    monkeypatch.setattr(tuning, "COEFFICIENTS", (1.0, 2.0))
+    losses = iter([3.0, 2.0, 1.0, 4.0])
+    monkeypatch.setattr(tuning, "_rouge", lambda *_: 0.5)
+    monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(losses))
+    task = small_task.but(retain=prompts.general_split()[0][5:15])
+    edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
+    assert [t["coefficient"] for t in edit.meta["trials"]] == [1.0, 2.0, 2.5, 3.125]
+    assert edit.meta["coefficient"] == [2.5]
+
+
 def test_with_nothing_to_search_every_retain_row_is_fitted(pico, small_task, monkeypatch):
     monkeypatch.setattr(tuning, "places", lambda *_: [(1,)])
     fits, prepare = [], lunar.prepare
