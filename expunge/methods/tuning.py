@@ -83,7 +83,7 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
 COEFFICIENTS = (3.0, 2.5, 3.5, 2.0, 4.0)
 LARGEST_COEFFICIENT = 10.0  # where the search ends
 RIDGES = (0.03, 0.1)
-TAUGHT_COEFFICIENTS = (1.4, 1.2, 1.6)  # relative to what teaching wrote
+TAUGHT_COEFFICIENTS = (1.5, 1.3, 1.7)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
 TUNE_ROWS = 24
