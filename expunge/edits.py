@@ -211,8 +211,6 @@ class Edit:
             meta["conv1d"] = conv1d
         return Edit(parts, base, meta)
 
-    # ------------------------------------------------------------ on disk
-
     def times(self, factor: float) -> Edit:
         """The edit with its change times a factor.
 
@@ -225,6 +223,8 @@ class Edit:
                 raise InputError(f"the edit replaces {name}: only a low-rank change can be scaled")
             parts[name] = LowRank(part.left * factor, part.right)
         return Edit(parts, self.base, {**self.meta, "times": factor * self.meta.get("times", 1.0)})
+
+    # ------------------------------------------------------------ on disk
 
     def save(self, folder: str | Path, originals: Mapping[str, Tensor] | None = None, overwrite: bool = False) -> None:
         """Writes edit.safetensors and edit.json into a new folder, which appears whole or not at all.

@@ -172,8 +172,7 @@ class Detector:
         """What each forget prompt counts, (b, 1): what it counted times the median of how much is found over its own."""
         found = [v.topk(min(LARGEST, v.shape[1]), 1).values.sum(1, keepdim=True).clamp(min=1e-12) for v in values]
         counted = torch.cat([m[f.mask.any(1)] for f, m in zip(self.forget, found, strict=True)])
-        usual = counted.median() if len(counted) else 1.0
-        return [(n * usual / m).clamp(*LAG) for n, m in zip(lag, found, strict=True)]
+        return [(n * counted.median() / m).clamp(*LAG) for n, m in zip(lag, found, strict=True)]
 
     def _hardened(self, u: Tensor) -> Sums:
         """The retain set with each token's weight times (u . h)^2 over its mean where that is above one; the total stays."""

@@ -58,7 +58,8 @@ class LunarConfig(BaseModel):
     )
     hard: bool = Field(
         False,
-        description="with subject: retain tokens nearest to the subject count more; keeps more, forgets less; on with a direction",
+        description="with subject: retain tokens nearest to the subject count more; keeps more, forgets less; on with a "
+        "direction",
     )
     answers: int = Field(
         0,
@@ -92,7 +93,7 @@ class LunarConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> LunarConfig:
         if self.hard and self.tokens != "subject":
-            raise ValueError("hard needs tokens=subject, whose rounds it continues")
+            raise ValueError("hard needs tokens=subject: it weighs retain tokens in the rounds of that")
         if self.solver == "sgd" and (self.hard or self.answers):
             raise ValueError("solver=sgd, the published procedure, has no hard rounds and no answers")
         return self

@@ -81,7 +81,8 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
 # ---------------------------------------------------------------- the search
 
 COEFFICIENTS = (3.0, 2.5, 3.5, 2.0, 4.0)
-LARGEST_COEFFICIENT = 10.0  # where the search ends
+STEP = 1.25  # from the largest of them on, as long as that helps
+LARGEST_COEFFICIENT = 10.0
 RIDGES = (0.03, 0.1)
 TAUGHT_COEFFICIENTS = (1.5, 1.3, 1.7)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
@@ -102,9 +103,10 @@ def tune(
 
     One setting after the other is tried, the others at the best so far; the first values are where it starts. A trial's
     loss is the Deviation Score on other rewrites of the forget rows, with the edit at `MARGIN` of its strength, and on a
-    fifth of the retain rows, left out of the trial's fit, whose ROUGE-1 counts relative to that of the model as it is. The forget set is widened by built-in
-    rewrites, and so are the retain rows, or the rewrites' own words would tell the two apart. The best trial's edit is
-    the result, as it was judged: fitted again with the rows left out, it can be much weaker. A task without retain rows is that of `with_retain`.
+    fifth of the retain rows, left out of the trial's fit, whose ROUGE-1 counts relative to that of the model as it is.
+    The forget set is widened by built-in rewrites, and so are the retain rows, or the rewrites' own words would tell the
+    two apart. The best trial's edit is the result, as it was judged: fitted again with the rows left out, it can be much
+    weaker. A task without retain rows is that of `with_retain`.
     """
     from .lunar import prepare, solve
 
@@ -140,20 +142,20 @@ def tune(
 
     lowest, edit = trial(best)
 
-    def better(name: str, value: Any) -> bool:
+    def attempt(name: str, value: Any) -> None:
         nonlocal best, lowest, edit
         reached, other = trial(best | {name: value})
-        found = reached < lowest
-        if found:
+        if reached < lowest:
             best, lowest, edit = best | {name: value}, reached, other
-        return found
 
     for name, values in axes.items():
         for value in values[1:]:
-            better(name, value)
-        if name == "coefficient" and len(values) > 1:  # on beyond the largest, as long as it helps
-            while best[name] >= max(values) and best[name] < LARGEST_COEFFICIENT and better(name, best[name] * 1.25):
-                pass
+            attempt(name, value)
+        if name == "coefficient" and len(values) > 1:
+            largest = max(values)
+            while best[name] == largest and largest * STEP <= LARGEST_COEFFICIENT:
+                largest *= STEP
+                attempt(name, largest)
     edit.meta |= {"retain_rouge1_before": before, "trials": trials}
     return edit
 

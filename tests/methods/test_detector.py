@@ -120,7 +120,7 @@ def test_hard_rounds_without_retain_tokens_are_finite_and_near_subject(pico, sma
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.9
 
 
-def test_hard_continues_the_rounds_of_subject():
+def test_hard_needs_the_rounds_of_subject():
     with pytest.raises(ValueError, match="hard needs tokens=subject"):
         lunar.LunarConfig(tokens="distinct", hard=True)
 

@@ -1,4 +1,7 @@
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from expunge import unlearn
 from expunge.data import prompts
@@ -13,8 +16,7 @@ def test_rows_that_tune_are_in_no_trials_fit_and_no_row_is_there_twice(pico, sma
     task = small_task.but(retain=() if own else rows[5:15])
     fits, prepare = [], lunar.prepare
     monkeypatch.setattr(lunar, "prepare", lambda chat, task, *a: fits.append(task) or prepare(chat, task, *a))
-    chat = pico("llama")
-    edit = unlearn(chat, task, layers=[1], ridge=0.1)
+    edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
     (fitted,) = ([e.prompt for e in fit.retain] for fit in fits)
     retain = rows if own else rows[5:15]
     held = {e.prompt for e in tuning.held_out(retain)}
@@ -37,15 +39,50 @@ def test_the_best_trials_edit_is_the_result(pico, small_task, monkeypatch):
     assert edit.meta["coefficient"] == [2.0]
 
 
-def test_the_search_goes_on_beyond_the_largest_coefficient_while_that_helps(pico, small_task, monkeypatch):
+@pytest.mark.parametrize(
+    ("losses", "limit", "tried", "best"),
+    [
+        ([3.0, 2.0, 1.0, 4.0], 10.0, [1.0, 2.0, 2.5, 3.125], 2.5),  # until it helps no more
+        ([3.0, 2.0, 1.0], 3.0, [1.0, 2.0, 2.5], 2.5),  # until the limit
+        ([1.0, 2.0], 10.0, [1.0, 2.0], 1.0),  # not where the largest is not the best
+    ],
+)
+def test_the_search_goes_on_beyond_the_largest_coefficient(pico, small_task, monkeypatch, losses, limit, tried, best):
     monkeypatch.setattr(tuning, "COEFFICIENTS", (1.0, 2.0))
-    losses = iter([3.0, 2.0, 1.0, 4.0])
+    monkeypatch.setattr(tuning, "LARGEST_COEFFICIENT", limit)
+    left = iter(losses)
     monkeypatch.setattr(tuning, "_rouge", lambda *_: 0.5)
-    monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(losses))
+    monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(left))
     task = small_task.but(retain=prompts.general_split()[0][5:15])
     edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
-    assert [t["coefficient"] for t in edit.meta["trials"]] == [1.0, 2.0, 2.5, 3.125]
-    assert edit.meta["coefficient"] == [2.5]
+    assert [t["coefficient"] for t in edit.meta["trials"]] == tried
+    assert edit.meta["coefficient"] == [best]
+
+
+def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, monkeypatch):
+    monkeypatch.setattr(tuning, "COEFFICIENTS", (2.0, 1.0))
+    chat = pico("llama")
+    name = chat.layout.weight_name(1)
+    weight = chat.model.get_parameter(name)
+    base, seen = weight.detach().clone(), []
+    monkeypatch.setattr(tuning, "_rouge", lambda chat, rows: seen.append((set(rows), weight.detach() - base)) or 0.5)
+    task = small_task.but(retain=prompts.general_split()[0][5:15])
+    unlearn(chat, task, layers=[1], ridge=0.1)
+    (_, before), (forget, part), (kept, whole), *_ = seen
+    assert forget <= set(prompts.rewrites(task.forget, "tune"))
+    assert kept == set(tuning.held_out(task.retain))
+    assert not before.any()
+    assert whole.any()
+    torch.testing.assert_close(part, tuning.MARGIN * whole, rtol=1e-4, atol=1e-6)
+
+
+def test_windows_are_the_best_and_two_a_little_below_it(monkeypatch):
+    monkeypatch.setattr(lunar, "redirections", lambda chat, task, layers: dict.fromkeys(layers))
+    monkeypatch.setattr(
+        tuning, "abstention_scores", lambda chat, task, directions: {n: -abs(n - 18) for n in directions}
+    )
+    found = tuning.windows(SimpleNamespace(layout=range(30)), None)
+    assert found == [tuple(range(first, first + 5)) for first in (16, 14, 12)]
 
 
 def test_with_nothing_to_search_every_retain_row_is_fitted(pico, small_task, monkeypatch):
