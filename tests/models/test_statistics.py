@@ -59,6 +59,14 @@ def test_sums_add_up_over_batches(values, cut):
     assert first.tokens == whole.tokens
 
 
+@pytest.mark.parametrize("p", [1, 3, 4, 5, 10])
+def test_the_second_moment_is_the_whole_symmetric_product(p):
+    h, weights = torch.randn(6, p, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+    moments = Moments(p)
+    moments.add(h, weights, weights)
+    torch.testing.assert_close(moments.second, h.T @ (weights[:, None] * h))
+
+
 def test_memory_does_not_grow_with_the_tokens():
     moments = Moments(8)
     for _ in range(50):
