@@ -378,4 +378,4 @@ def test_help_lists_every_verb_and_each_has_its_own(run):
 
 def test_a_flag_that_was_not_given_leaves_the_demos_own_setting():
     spec = demo_spec({"evaluation.max_new_tokens": None, "evaluation.batch_size": 8})
-    assert (spec.evaluation.max_new_tokens, spec.evaluation.batch_size) == (32, 8)
+    assert (spec.evaluation.max_new_tokens, spec.evaluation.batch_size) == (24, 8)
