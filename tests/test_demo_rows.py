@@ -13,7 +13,7 @@ def rows_of(name):
     return read_examples(str(examples_folder() / f"{name}.jsonl"))
 
 
-def test_no_row_has_two_roles():
+def test_no_prompt_has_two_roles():
     roles = [{e.prompt for e in rows_of(n)} for n in ("forget", "paraphrase", "retain_fit", "retain_judge")]
     assert sum(map(len, roles)) == len(set().union(*roles))
 
