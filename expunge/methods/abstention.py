@@ -42,16 +42,17 @@ class AbstentionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[int, ...] | None = Field(
-        None, description="layers that write a vector; default: every second or so from a fifth of the depth to half"
+        None, description="layers that write a vector; default: those from a fifth of the depth to half, about ten"
     )
     rows: int = Field(80, ge=1, description="reference prompts that learn to abstain, at most")
     texts: int = Field(3, ge=1, description="different abstentions to learn")
-    steps: int = Field(30, ge=1, description="steps of training the vectors")
+    steps: int = Field(16, ge=1, description="steps of training the vectors")
     batch_size: int = Field(8, ge=1, description="prompts a step")
     span: int = Field(4, ge=1, description="tokens of a prompt that the vectors are added to in training, at most")
-    learning_rate: float = Field(
-        0.05, gt=0, description="of the vectors, relative to the residual stream's root mean square"
+    size: float = Field(
+        0.5, gt=0, description="the vectors' largest norm, of all layers together, relative to the residual stream's"
     )
+    learning_rate: float = Field(0.18, gt=0, description="of the vectors of all layers together, relative to the same")
     answers: int = Field(
         80, ge=0, description="this many of the prompts to keep count with the model's own answer as well"
     )
@@ -121,8 +122,11 @@ def common_suffix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def default_layers(count: int) -> list[int]:
-    """Every second or so of `count` layers, from a fifth of the depth to half."""
-    return list(range(count // 5, count // 2, max(count // 15, 1))) or [count // 2]
+    """Those from a fifth of the depth of `count` layers to half, every second or third of a deep model's.
+
+    Each writes little: what reaches prompts that are to be kept differs from layer to layer and partly averages out.
+    """
+    return list(range(count // 5, count // 2, max(count // 30, 1))) or [count // 2]
 
 
 def train_vectors(
@@ -147,7 +151,8 @@ def train_vectors(
     answers = chat.answer_ids(abstentions()[: config.texts])
     vectors = {n: torch.zeros(chat.layout.hidden, device=chat.device, requires_grad=True) for n in sizes}
     # Adam's steps are per coordinate: with this unit they move v by about learning_rate of its layer's size
-    unit = {n: size * chat.layout.hidden**-0.5 for n, size in sizes.items()}
+    unit = {n: size * (chat.layout.hidden * len(sizes)) ** -0.5 for n, size in sizes.items()}
+    largest = config.size * chat.layout.hidden**0.5
     optimizer = torch.optim.Adam(vectors.values(), lr=config.learning_rate)
     shared, cache = prefix_cache(chat, prompts)
     strength: list[Tensor] = []
@@ -185,6 +190,9 @@ def train_vectors(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            with torch.no_grad():
+                for v in vectors.values():
+                    v.mul_(min(largest / max(float(v.norm()), 1e-12), 1.0))
             if progress:
                 progress(1)
     finally:
