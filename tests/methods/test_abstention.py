@@ -3,7 +3,7 @@ import torch
 
 from expunge import ForgetTask, InputError, evaluate, probe_abstention, teach_abstention
 from expunge.methods import abstention
-from expunge.methods.abstention import AbstentionConfig, common_suffix
+from expunge.methods.abstention import AbstentionConfig, common_suffix, train_vectors
 from expunge.methods.lunar import ANSWER_TOKENS, exact
 from expunge.models.generation import continued
 
@@ -36,12 +36,26 @@ def test_teaching_is_an_edit_of_rank_one_and_leaves_the_model_alone(pico):
 def test_what_is_taught_moves_its_prompts_and_not_the_others(tiny):
     """With the roles turned: the tiny model learns to abstain on facts that it knows, and keeps other facts."""
     taught, kept = FACTS[:6], FACTS[6:]
-    settings = AbstentionConfig(layers=(1, 2, 3), coefficient=2.0, steps=90)
+    settings = AbstentionConfig(layers=(1, 2, 3), coefficient=2.0, steps=90, size=2.0)
     likely = abstaining(tiny, taught)
     edit = teach_abstention(tiny, taught, [*kept, *UNKNOWN], settings)
     with edit.applied(tiny):
         assert abstaining(tiny, taught) > likely + 2.0
         assert evaluate(tiny, ForgetTask(general=kept), max_new_tokens=24)["general"]["rouge1"] >= 0.9
+
+
+def test_the_vectors_stay_within_the_size_that_is_set(pico):
+    """Of all layers together, relative to the residual stream's norm at each."""
+    chat, sizes = pico("llama"), {0: 2.0, 1: 5.0}
+    prompts = chat.prompt_ids([e.prompt for e in FACTS[:8]])
+
+    def norm(limit):
+        settings = QUICK.model_copy(update={"size": limit, "learning_rate": 1.0, "steps": 8})
+        found = train_vectors(chat, prompts, 1, sizes, settings)
+        return sum((float(v.norm()) / sizes[n]) ** 2 for n, v in found.items()) ** 0.5
+
+    assert norm(0.2) == pytest.approx(0.2, rel=1e-4)
+    assert norm(100.0) > 0.3  # it is the limit that held them
 
 
 def test_own_answers_to_what_is_kept_count_in_the_solve(pico, monkeypatch):
