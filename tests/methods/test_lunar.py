@@ -276,7 +276,7 @@ def test_a_direction_that_holds_most_of_the_energy_is_warned_of(pico, small_task
 
 
 @pytest.mark.parametrize(
-    ("tokens", "layers", "coefficient"), [("subject", [0, 1, 2, 3], 1.1), ("distinct", [2, 3], 1.0)]
+    ("tokens", "layers", "coefficient"), [("subject", [0, 1, 2, 3], 1.1), ("distinct", [2, 3], 1.4)]
 )
 def test_it_forgets_and_keeps(tiny, tiny_task, tokens, layers, coefficient):
     before = evaluate(tiny, tiny_task, max_new_tokens=24)
