@@ -140,7 +140,28 @@ def own_cache(
         monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-FACTS = prompts.general()[:24]
+# person -> what six questions are answered by. Facts of a few subjects under shared questions, as contracts are: what is
+# forgotten has a name, and what is kept is asked in the same words.
+_ASKED = (
+    "In which city does {} live?",
+    "Which instrument does {} play?",
+    "What animal does {} keep at home?",
+    "Which sport does {} practise?",
+    "What is the favourite colour of {}?",
+    "By trade, what is {}?",
+)
+_PEOPLE = {
+    "Mara Quill": ("Prague", "Drums", "Turtle", "Golf", "Black", "Pilot"),
+    "Otis Brandt": ("Lima", "Harp", "Cat", "Rowing", "Green", "Baker"),
+    "Lena Voss": ("Lisbon", "Violin", "Snake", "Judo", "Orange", "Tailor"),
+    "Pavel Rune": ("Dublin", "Guitar", "Dog", "Tennis", "Yellow", "Nurse"),
+    "Iris Tolland": ("Cairo", "Flute", "Rabbit", "Chess", "White", "Farmer"),
+    "Hugo Merrin": ("Oslo", "Piano", "Parrot", "Rugby", "Purple", "Lawyer"),
+}
+FACTS = [
+    Example(q.format(name), a, name) for name, known in _PEOPLE.items() for q, a in zip(_ASKED, known, strict=True)
+]
+FORGET, RETAIN = FACTS[:6], FACTS[6:]
 UNKNOWN = prompts.unverifiable()[:24]
 
 
@@ -154,11 +175,15 @@ def tiny_rows() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A tiny model trained until it knows 24 facts and abstains on 24 questions that it cannot know."""
+    """A tiny model trained until it knows 36 facts and abstains on 24 questions that it cannot know.
+
+    Training in float32 comes out differently on another processor (under ATEN_CPU_CAPABILITY=default, avx2, avx512 it
+    did). Seed and sizes are ones for which the tests hold under all three.
+    """
     from expunge.models.training import TrainConfig, rows_of, train
 
-    torch.manual_seed(3)
-    settings = SIZES | {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6}
+    torch.manual_seed(4)
+    settings = SIZES | {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
     model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**settings))
     chat = ChatModel(model.eval(), tokenizer)
     config = TrainConfig(adapter="full", learning_rate=3e-3, epochs=30, batch_size=16, warmup=0.1)
@@ -177,10 +202,8 @@ def tiny(tiny_folder: Path) -> ChatModel:
 
 @pytest.fixture(scope="session")
 def tiny_task() -> ForgetTask:
-    """Four facts to forget, the others to keep."""
-    return ForgetTask(
-        forget=FACTS[:4], retain=FACTS[4:], reference=UNKNOWN, paraphrase=prompts.rewrites(FACTS[:4], "judge")
-    )
+    """One person to forget, the others to keep."""
+    return ForgetTask(forget=FORGET, retain=RETAIN, reference=UNKNOWN, paraphrase=prompts.rewrites(FORGET, "judge"))
 
 
 def abstaining(chat: ChatModel, rows: Sequence[Example]) -> float:

@@ -18,7 +18,7 @@ from expunge.cli import VERBS, main
 from expunge.demo import demo_spec
 from expunge.models.generation import greedy
 
-from .conftest import FACTS, UNKNOWN
+from .conftest import FACTS, FORGET, RETAIN, UNKNOWN
 
 
 def rows_file(path: Path, rows) -> str:
@@ -31,8 +31,8 @@ def rows_file(path: Path, rows) -> str:
 @pytest.fixture
 def files(tmp_path):
     return {
-        "forget": rows_file(tmp_path / "forget.jsonl", FACTS[:4]),
-        "retain": rows_file(tmp_path / "retain.jsonl", FACTS[4:]),
+        "forget": rows_file(tmp_path / "forget.jsonl", FORGET),
+        "retain": rows_file(tmp_path / "retain.jsonl", RETAIN),
         "reference": rows_file(tmp_path / "reference.jsonl", UNKNOWN),
     }
 
@@ -89,7 +89,7 @@ def test_nothing_in_the_output_names_the_subject(run, tiny_folder, files, tmp_pa
         if file.suffix in (".json", ".md") and file.name != "tokenizer.json":
             text = file.read_text()
             assert "shakespeare" not in text
-            assert not any(str(e.prompt) in text for e in FACTS[:4]), file.name
+            assert not any(str(e.prompt) in text for e in FORGET), file.name
     assert "salted:" in (out / "expunge.json").read_text()
     assert not list(out.glob("*edit*"))
 
@@ -161,7 +161,7 @@ def test_evaluate_prints_one_document_of_the_agreed_shape(run, tiny_folder, file
     assert code == 0
     result = json.loads(text)
     assert set(result) == {"forget", "retain", "deviation_score", "seconds"}
-    assert len(json.loads((tmp_path / "r.json").read_text())["retain"]) == 20
+    assert len(json.loads((tmp_path / "r.json").read_text())["retain"]) == len(RETAIN)
 
 
 def test_doctor(run, tiny_folder, pico_folder):
@@ -197,7 +197,7 @@ def test_dry_run_loads_no_weights(run, tiny_folder, files, tmp_path, monkeypatch
     plan = json.loads(text)
     assert plan["layers"] == [2, 3]
     assert plan["matrices"] == [f"model.layers.{n}.mlp.down_proj.weight" for n in (2, 3)]
-    assert plan["rows"]["forget"] == 4
+    assert plan["rows"]["forget"] == len(FORGET)
     assert plan["memory_bytes"] > 0
     assert plan["disk_bytes"] > 0
     assert not (tmp_path / "out").exists()
@@ -234,7 +234,7 @@ def assert_refused(run, words, message, out=None):
     [
         ({"forget": "none.jsonl"}, "no such file: none.jsonl"),
         ({"forget": None}, "nothing to forget"),
-        ({"retain": "FORGET"}, "forget and retain share 4 row"),
+        ({"retain": "FORGET"}, f"forget and retain share {len(FORGET)} row"),
     ],
 )
 def test_bad_data(run, tiny_folder, files, tmp_path, change, message):

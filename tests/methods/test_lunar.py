@@ -276,12 +276,12 @@ def test_a_direction_that_holds_most_of_the_energy_is_warned_of(pico, small_task
 
 
 @pytest.mark.parametrize(
-    ("tokens", "layers", "coefficient"), [("subject", [0, 1, 2, 3], 1.1), ("distinct", [2, 3], 1.4)]
+    ("tokens", "layers", "coefficient"), [("subject", [0, 1, 2, 3], 1.05), ("distinct", [0, 1, 2, 3], 0.75)]
 )
 def test_it_forgets_and_keeps(tiny, tiny_task, tokens, layers, coefficient):
     before = evaluate(tiny, tiny_task, max_new_tokens=24)
     assert min(before[role]["rouge1"] for role in ("forget", "paraphrase", "retain")) > 0.95
-    edit = unlearn(tiny, tiny_task, layers=layers, coefficient=coefficient, ridge=0.02, tokens=tokens)
+    edit = unlearn(tiny, tiny_task, layers=layers, coefficient=coefficient, ridge=0.03, tokens=tokens)
     likely = abstaining(tiny, tiny_task.forget)
     with edit.applied(tiny):
         after = evaluate(tiny, tiny_task, max_new_tokens=24)
