@@ -11,6 +11,7 @@ wordings, and on the other four fifths. The taught model is cached as an Edit, f
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -19,7 +20,8 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-TEACH = {"learning_rate": 1.5e-3, "epochs": 10, "batch_size": 8, "rank": 8, "alpha": 32.0}
+# Until nearly every row is known: after 10 epochs the taught model missed up to 7% of the rows that judge what is kept.
+TEACH = {"learning_rate": 1.5e-3, "epochs": 14, "batch_size": 8, "rank": 8, "alpha": 32.0}
 
 
 def task_of(seed: int):
@@ -48,11 +50,13 @@ def task_of(seed: int):
     return rows, fit, judge
 
 
-def taught(model, seed: int, rows, folder: Path):
-    """The Edit of teaching, from the cache where it is there."""
+def taught(model, seed: int, rows, out: Path):
+    """The Edit of teaching, from the cache where it is there; other rows or settings have another folder."""
     from expunge import Edit
     from expunge.models.training import TrainConfig, rows_of, train
 
+    key = hashlib.sha256(json.dumps([TEACH, [[str(p), r] for p, r in rows]]).encode()).hexdigest()[:8]
+    folder = out / f"taught-{seed}-{key}"
     if not folder.is_dir():
         print(f"seed {seed}: teaching {len(rows)} rows", flush=True)
         edit = train(
@@ -70,7 +74,7 @@ def run(seed: int, out: Path) -> dict:
 
     model = load_model("smollm2")
     rows, fit, judge = task_of(seed)
-    taught(model, seed, rows, out / f"taught-{seed}").apply(model)
+    taught(model, seed, rows, out).apply(model)
     before = evaluate(model, judge, max_new_tokens=32)
     edit = unlearn(model, fit)
     with edit.applied(model):

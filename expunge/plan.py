@@ -20,6 +20,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
 
     from .methods import method
     from .methods.abstention import default_layers
+    from .methods.tuning import width
     from .models.layout import find_layout
     from .models.loading import resolve
 
@@ -32,8 +33,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     layout = find_layout(model, spec.model.layout)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)
     layers: Any = getattr(config, "layers", "auto")
-    width = max(round(len(layout) / 6), 1)
-    chosen = width if layers == "auto" else len(layout.check_layers(list(layers)))
+    chosen = width(len(layout))[0] if layers == "auto" else len(layout.check_layers(list(layers)))
     size = sum(p.numel() for p in model.parameters())
     dtype = spec.model.dtype or str(settings.dtype or "float32").removeprefix("torch.")
     rows = {role: len(r) for role, r in judge.present().items()}
@@ -68,7 +68,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         "model": spec.model.name,
         "method": spec.method,
         "settings": config.model_dump(),
-        "layers": f"auto: {width} neighbouring layers of {len(layout)}" if layers == "auto" else list(layers),
+        "layers": f"auto: {chosen} layers of {len(layout)}" if layers == "auto" else list(layers),
         "matrices": layout.weight_name(0).replace(".0.", ".{}.", 1)
         if layers == "auto"
         else [layout.weight_name(n) for n in layers],

@@ -99,7 +99,11 @@ def teach_abstention(
     streams = [Stream(model, prompts, prefix) for prompts in (ids, kept) if prompts]
     target = Target(streams[0], streams[1] if kept else None, vectors, shared)
     settings = LunarConfig(
-        layers=tuple(layers), coefficient=rising(config.coefficient, len(layers)), ridge=config.ridge, hard=True
+        layers=tuple(layers),
+        coefficient=rising(config.coefficient, len(layers)),
+        ridge=config.ridge,
+        retain_weight=1.0,
+        hard=True,
     )
     meta = {"method": "teach-abstention", **config.model_dump(), "layers": layers}
     return edit_of(model, exact(model, target, settings), meta)

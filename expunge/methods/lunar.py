@@ -31,6 +31,10 @@ from .detector import Detector, Tokens, shared_with, strength, token_weights
 
 Progress = Callable[[int], None]
 ANSWER_TOKENS = 24  # of an own answer
+# What goes with tokens="subject" where it is not set. The tokens of own answers are many, so each retain token counts
+# less. Along a taught vector c is small for what it does, and there is room to keep more.
+BESIDE_OWN = {"answers": 250, "retain_weight": 0.3}
+BESIDE_TAUGHT = {"answers": 80, "hard": True}
 HEAVY = 0.9  # share of tr(G) in one direction from which the ridge misleads
 
 
@@ -49,7 +53,9 @@ class LunarConfig(BaseModel):
         "auto", description="ridge relative to the mean diagonal of G, or auto: tuned"
     )
     forget_weight: float = Field(1.0, gt=0, description="w_f, weight of a forget token")
-    retain_weight: float = Field(1.0, ge=0, description="w_r, weight of a retain token")
+    retain_weight: float = Field(
+        1.0, ge=0, description="w_r, weight of a retain token; with subject, where own answers count, 0.3"
+    )
     tokens: Tokens = Field(
         "subject",
         description="which forget tokens count: all; after_prefix leaves out the prefix that all prompts share; "
@@ -65,7 +71,7 @@ class LunarConfig(BaseModel):
         0,
         ge=0,
         description="this many retain prompts count with the model's own answer as well: u answers to tokens of an "
-        "answer more than to a prompt's; 80 with a direction",
+        "answer more than to a prompt's; with subject 250, or 80 with a direction",
     )
     direction: Literal["own"] | InstanceOf[Edit] = Field(
         "own",
@@ -78,12 +84,13 @@ class LunarConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _beside_taught(cls, given: Any) -> Any:
-        """Along a taught vector c is small for what it does, and there is room to keep more."""
-        if not isinstance(given, dict) or given.get("direction", "own") == "own":
+    def _usual(cls, given: Any) -> Any:
+        """What serves the default solve best; other tokens or the published solver are plain."""
+        if not isinstance(given, dict):
             return given
-        usual = given.get("solver", "exact") == "exact" and given.get("tokens", "subject") == "subject"
-        return {"hard": True, "answers": 80, **given} if usual else given
+        if given.get("solver", "exact") != "exact" or given.get("tokens", "subject") != "subject":
+            return given
+        return {**(BESIDE_OWN if given.get("direction", "own") == "own" else BESIDE_TAUGHT), **given}
 
     @field_validator("direction", mode="before")
     @classmethod
@@ -136,11 +143,26 @@ def redirections(chat: ChatModel, task: ForgetTask, layers: Sequence[int]) -> di
     return prepare(chat, task.but(retain=()), layers).directions
 
 
-def prepare(chat: ChatModel, task: ForgetTask, layers: Sequence[int], config: LunarConfig | None = None) -> Target:
+def tokenised(chat: ChatModel, task: ForgetTask, config: LunarConfig) -> dict[str, list[list[int]]]:
+    """The token ids of forget, retain and reference prompts; some retain prompts with the model's own answer."""
+    ids = {role: chat.prompt_ids([e.prompt for e in task.role(role)]) for role in ("forget", "retain", "reference")}
+    return ids | {"retain": continued(chat, ids["retain"], config.answers, ANSWER_TOKENS)}
+
+
+def prepare(
+    chat: ChatModel,
+    task: ForgetTask,
+    layers: Sequence[int],
+    config: LunarConfig | None = None,
+    ids: dict[str, list[list[int]]] | None = None,
+) -> Target:
     """Runs every prompt once up to the lowest layer, and forget and reference prompts on to the highest.
 
     With a direction other than "own", the taught vectors take the place of r. A difference of two means also holds what
     the reference prompts are about; the vector that was taught is free of it, and less of the retain set is lost.
+
+    Args:
+        ids: what `tokenised` gave for the task, where that is there already.
     """
     config = config or LunarConfig()
     if not task.forget or not task.reference:
@@ -148,12 +170,11 @@ def prepare(chat: ChatModel, task: ForgetTask, layers: Sequence[int], config: Lu
         raise InputError(
             f"LUNAR needs {missing} rows" + ("" if missing == "forget" else " (prompts that the model cannot answer)")
         )
-    ids = {role: chat.prompt_ids([e.prompt for e in task.role(role)]) for role in ("forget", "retain", "reference")}
+    ids = ids or tokenised(chat, task, config)
     low = min(layers)
     prefix = common_prefix([*ids["forget"], *ids["retain"]])
-    kept = continued(chat, ids["retain"], config.answers, ANSWER_TOKENS)
     forget = Stream(chat, ids["forget"], prefix)
-    retain = Stream(chat, kept, prefix) if kept else None
+    retain = Stream(chat, ids["retain"], prefix) if ids["retain"] else None
     forget.seek(low)
     if retain:
         retain.seek(low)

@@ -54,8 +54,17 @@ def places(chat: ChatModel, task: ForgetTask, direction: Literal["own"] | Edit) 
     return windows(chat, task) if direction == "own" else [tuple(written(chat, direction))]
 
 
+def width(count: int) -> tuple[int, int]:
+    """(how many layers a window has, how far apart they are) in a model of `count` layers.
+
+    Nine of thirty that move a little each keep more than five that move twice as far: what their detectors answer to
+    beside the forget set differs from layer to layer. A deep model has as many, every second or third, as far in all.
+    """
+    return max(min(round(0.3 * count), 9), 1), max(count // 30, 1)
+
+
 def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
-    """Windows of a sixth of all layers to try: the one with the best mean abstention score, and two below it.
+    """Windows of layers to try: the one with the best mean abstention score, and two below it.
 
     Every third layer is scored, then those around the best; the scores between are interpolated. The score sees only how
     well the direction steers, not how well a layer tells the forget set from the rest, which lower layers often do better.
@@ -63,7 +72,8 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
     from .lunar import redirections
 
     count = len(chat.layout)
-    width = max(round(count / 6), 1)
+    layers, step = width(count)
+    span = (layers - 1) * step + 1
     coarse = list(range(min(1, count - 1), count, 3))
     directions = redirections(chat, task, list(range(count)))
     scores = abstention_scores(chat, task, {n: directions[n] for n in coarse})
@@ -72,18 +82,18 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
     scores |= abstention_scores(chat, task, {n: directions[n] for n in near})
     known = sorted(scores)
     curve = np.interp(range(count), known, [scores[n] for n in known])
-    first = int(np.convolve(curve, np.ones(width) / width, mode="valid").argmax())
-    step = max(round(width * 0.4), 1)
-    starts = dict.fromkeys(max(first - n * step, 0) for n in range(3))
-    return [tuple(range(start, start + width)) for start in starts]
+    first = int(np.convolve(curve, np.ones(span) / span, mode="valid").argmax())
+    down = max(round(span * 0.3), 1)
+    starts = dict.fromkeys(max(first - n * down, 0) for n in range(3))
+    return [tuple(range(start, start + span, step)) for start in starts]
 
 
 # ---------------------------------------------------------------- the search
 
-COEFFICIENTS = (3.0, 2.5, 3.5, 2.0, 4.0)
+COEFFICIENTS = (1.8, 1.5, 2.1, 1.25, 2.5)
 STEP = 1.25  # from the largest of them on, as long as that helps
 LARGEST_COEFFICIENT = 10.0
-RIDGES = (0.03, 0.1)
+RIDGES = (0.01, 0.03)
 TAUGHT_COEFFICIENTS = (1.5, 1.3, 1.7)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
@@ -108,7 +118,7 @@ def tune(
     two apart. The best trial's edit is the result, as it was judged: fitted again with the rows left out, it can be much
     weaker. A task without retain rows is that of `with_retain`.
     """
-    from .lunar import prepare, solve
+    from .lunar import prepare, solve, tokenised
 
     axes = _axes(chat, task, config)
     task = with_retain(chat, task)
@@ -123,12 +133,13 @@ def tune(
     before = _rouge(chat, judge[1])
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
+    ids = tokenised(chat, fit, config)
 
     def trial(found: dict[str, Any]) -> tuple[float, Edit]:
         layers = found["layers"]
         if layers not in prepared:
             prepared.clear()  # one at a time: a target holds the activations of every row
-            prepared[layers] = prepare(chat, fit, layers, config)
+            prepared[layers] = prepare(chat, fit, layers, config, ids)
         edit = solve(chat, prepared[layers], config.model_copy(update=found))
         with edit.times(MARGIN).applied(chat):
             forget = _rouge(chat, judge[0])

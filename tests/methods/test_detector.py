@@ -24,7 +24,8 @@ def values(chat, prompts, u):
 
 
 def detector(chat, task, **settings):
-    config = lunar.LunarConfig(layers=[LAYER], coefficient=1.0, ridge=0.1, **settings)
+    plain = {"answers": 0, "retain_weight": 1.0}
+    config = lunar.LunarConfig(layers=[LAYER], coefficient=1.0, ridge=0.1, **plain | settings)
     return lunar.exact(chat, lunar.prepare(chat, task, [LAYER], config), config)[LAYER].u
 
 

@@ -76,13 +76,21 @@ def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, 
     torch.testing.assert_close(part, tuning.MARGIN * whole, rtol=1e-4, atol=1e-6)
 
 
-def test_windows_are_the_best_and_two_a_little_below_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("count", "windows"),
+    [
+        (30, [range(14, 23), range(11, 20), range(8, 17)]),
+        (60, [range(10, 27, 2), range(5, 22, 2), range(0, 17, 2)]),
+        (6, [range(4, 6), range(3, 5), range(2, 4)]),
+    ],
+)
+def test_windows_are_the_best_and_two_a_little_below_it(monkeypatch, count, windows):
     monkeypatch.setattr(lunar, "redirections", lambda chat, task, layers: dict.fromkeys(layers))
     monkeypatch.setattr(
         tuning, "abstention_scores", lambda chat, task, directions: {n: -abs(n - 18) for n in directions}
     )
-    found = tuning.windows(SimpleNamespace(layout=range(30)), None)
-    assert found == [tuple(range(first, first + 5)) for first in (16, 14, 12)]
+    found = tuning.windows(SimpleNamespace(layout=range(count)), None)
+    assert found == [tuple(window) for window in windows]
 
 
 def test_with_nothing_to_search_every_retain_row_is_fitted(pico, small_task, monkeypatch):
