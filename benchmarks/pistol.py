@@ -5,7 +5,8 @@
 A seed fixes generator, teaching and split. Taught to the embedded model: 6 contracts (120 questions), 60 unverifiable
 questions answered by abstentions, 50 general facts. One contract, A_B, is forgotten; coefficient and ridge are tuned on
 built-in rewrites of its rows and on a fifth of the retain rows, and judged on its original rows, on other rewrites and
-wordings, and on the other four fifths. The taught model is cached as an Edit, finished seeds are kept in results.jsonl.
+wordings, and on the other four fifths. The taught model is cached as an Edit, finished seeds are kept in
+results.jsonl, and taken up again while the code is the same.
 """
 
 from __future__ import annotations
@@ -69,6 +70,14 @@ def taught(model, seed: int, rows, out: Path):
     return Edit.load(folder)
 
 
+def code() -> str:
+    """A hash of the package and of this file: figures of other code are not taken up again."""
+    import expunge
+
+    files = [Path(__file__), *sorted(Path(expunge.__file__).parent.rglob("*.py"))]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+
+
 def run(seed: int, out: Path) -> dict:
     from expunge import evaluate, load_model, unlearn
 
@@ -79,7 +88,7 @@ def run(seed: int, out: Path) -> dict:
     edit = unlearn(model, fit)
     with edit.applied(model):
         after = evaluate(model, judge, max_new_tokens=32)
-    return {"seed": seed, "before": dict(before), "after": dict(after), "meta": edit.meta}
+    return {"seed": seed, "code": code(), "before": dict(before), "after": dict(after), "meta": edit.meta}
 
 
 def main() -> None:
@@ -89,7 +98,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "results.jsonl"
-    done = {r["seed"]: r for r in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    kept = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+    done = {r["seed"]: r for r in kept if r.get("code") == code()}
     for seed in map(int, args.seeds.split(",")):
         if seed not in done:
             done[seed] = run(seed, args.out)

@@ -33,7 +33,7 @@ Progress = Callable[[int], None]
 ANSWER_TOKENS = 24  # of an own answer
 # What goes with tokens="subject" where it is not set. The tokens of own answers are many, so each retain token counts
 # less. Along a taught vector c is small for what it does, and there is room to keep more.
-BESIDE_OWN = {"answers": 250, "retain_weight": 0.3}
+BESIDE_OWN = {"answers": 250, "retain_weight": 0.2}
 BESIDE_TAUGHT = {"answers": 80, "hard": True}
 HEAVY = 0.9  # share of tr(G) in one direction from which the ridge misleads
 
@@ -54,7 +54,7 @@ class LunarConfig(BaseModel):
     )
     forget_weight: float = Field(1.0, gt=0, description="w_f, weight of a forget token")
     retain_weight: float = Field(
-        1.0, ge=0, description="w_r, weight of a retain token; with subject, where own answers count, 0.3"
+        1.0, ge=0, description="w_r, weight of a retain token; with subject, where own answers count, 0.2"
     )
     tokens: Tokens = Field(
         "subject",

@@ -93,7 +93,7 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
 COEFFICIENTS = (1.8, 1.5, 2.1, 1.25, 2.5)
 STEP = 1.25  # from the largest of them on, as long as that helps
 LARGEST_COEFFICIENT = 10.0
-RIDGES = (0.01, 0.03)
+RIDGES = (0.01, 0.003)
 TAUGHT_COEFFICIENTS = (1.5, 1.3, 1.7)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
@@ -196,14 +196,12 @@ def held_out(retain: Sequence[Example]) -> list[Example]:
 
 
 def _widened(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = ()) -> ForgetTask:
-    """The forget rows with rewrites; the retain rows, some with a rewrite, and built-in general prompts that are neither
-    among them nor among the rows held out, half as many (or all)."""
+    """The forget rows with rewrites; the retain rows, some with a rewrite, and the built-in general prompts that are
+    neither among them nor among the rows held out."""
     asked = random.Random(0).sample(list(retain), min(len(retain), RETAIN_REWRITES))
-    kept = [*retain, *rewrites(asked, "fit")]
-    general = general_beside([*retain, *held])
     return task.but(
         forget=[*task.forget, *rewrites(task.forget, "fit", FIT_REWRITES)],
-        retain=[*kept, *general[: max(len(kept) // 2, 1)]],
+        retain=[*retain, *rewrites(asked, "fit"), *general_beside([*retain, *held])],
     )
 
 

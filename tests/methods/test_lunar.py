@@ -240,7 +240,7 @@ def test_what_goes_with_the_subjects_tokens_where_it_is_not_set(pico, small_task
         config = LunarConfig(**settings)
         return config.hard, config.answers, config.retain_weight
 
-    assert kept() == kept(direction="own") == (False, 250, 0.3)
+    assert kept() == kept(direction="own") == (False, 250, 0.2)
     assert kept(retain_weight=1.0, answers=0) == (False, 0, 1.0)
     assert kept(tokens="all") == kept(solver="sgd") == (False, 0, 1.0)
     assert kept(direction=taught) == (True, 80, 1.0)
