@@ -20,7 +20,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
 
     from .methods import method
     from .methods.abstention import default_layers
-    from .methods.tuning import width
+    from .methods.tuning import window_shape
     from .models.layout import find_layout
     from .models.loading import resolve
 
@@ -33,7 +33,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     layout = find_layout(model, spec.model.layout)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)
     layers: Any = getattr(config, "layers", "auto")
-    chosen = width(len(layout))[0] if layers == "auto" else len(layout.check_layers(list(layers)))
+    chosen = window_shape(len(layout))[0] if layers == "auto" else len(layout.check_layers(list(layers)))
     size = sum(p.numel() for p in model.parameters())
     dtype = spec.model.dtype or str(settings.dtype or "float32").removeprefix("torch.")
     rows = {role: len(r) for role, r in judge.present().items()}

@@ -177,17 +177,18 @@ def tiny_rows() -> list[tuple[str, str]]:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A tiny model trained until it knows 36 facts and abstains on 24 questions that it cannot know.
 
-    Training in float32 comes out differently on another processor (under ATEN_CPU_CAPABILITY=default, avx2, avx512 it
-    did). Seed and sizes are ones for which the tests hold under all three.
+    Training in float32 comes out differently on another processor. Trained until the learning rate is zero, and not only
+    until the loss is small, it knows its facts in other words whatever the seed (five tried) and under
+    ATEN_CPU_CAPABILITY=default, avx2 and avx512; what edits do to it differs, and the tests' limits have room for that.
     """
     from expunge.models.training import TrainConfig, rows_of, train
 
-    torch.manual_seed(4)
+    torch.manual_seed(5)
     settings = SIZES | {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
     model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**settings))
     chat = ChatModel(model.eval(), tokenizer)
-    config = TrainConfig(adapter="full", learning_rate=3e-3, epochs=30, batch_size=16, warmup=0.1)
-    edit = train(chat, rows_of(chat, tiny_rows()), config, stop=lambda _, loss: loss < 0.01)
+    config = TrainConfig(adapter="full", learning_rate=3e-3, epochs=16, batch_size=16, warmup=0.1, seed=5)
+    edit = train(chat, rows_of(chat, tiny_rows()), config)
     edit.apply(chat, keep_original=False)
     folder = tmp_path_factory.mktemp("tiny") / "model"
     model.save_pretrained(folder)

@@ -30,6 +30,7 @@ from ..models.generation import answer_logits, continued, greedy, pad_answers
 from ..models.loading import ChatModel
 from .detector import shared_with
 from .lunar import ANSWER_TOKENS, LunarConfig, Target, edit_of, exact
+from .tuning import window_shape
 
 PROBE_ROWS = 24
 PROBE_TOKENS = 24
@@ -130,7 +131,7 @@ def default_layers(count: int) -> list[int]:
 
     Each writes little: what reaches prompts that are to be kept differs from layer to layer and partly averages out.
     """
-    return list(range(count // 5, count // 2, max(count // 30, 1))) or [count // 2]
+    return list(range(count // 5, count // 2, window_shape(count)[1])) or [count // 2]
 
 
 def train_vectors(

@@ -33,8 +33,8 @@ Progress = Callable[[int], None]
 ANSWER_TOKENS = 24  # of an own answer
 # What goes with tokens="subject" where it is not set. The tokens of own answers are many, so each retain token counts
 # less. Along a taught vector c is small for what it does, and there is room to keep more.
-BESIDE_OWN = {"answers": 250, "retain_weight": 0.2}
-BESIDE_TAUGHT = {"answers": 80, "hard": True}
+OWN_DEFAULTS = {"answers": 250, "retain_weight": 0.2}
+TAUGHT_DEFAULTS = {"answers": 80, "hard": True}
 HEAVY = 0.9  # share of tr(G) in one direction from which the ridge misleads
 
 
@@ -84,13 +84,13 @@ class LunarConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _usual(cls, given: Any) -> Any:
+    def _defaults(cls, given: Any) -> Any:
         """What serves the default solve best; other tokens or the published solver are plain."""
         if not isinstance(given, dict):
             return given
         if given.get("solver", "exact") != "exact" or given.get("tokens", "subject") != "subject":
             return given
-        return {**(BESIDE_OWN if given.get("direction", "own") == "own" else BESIDE_TAUGHT), **given}
+        return {**(OWN_DEFAULTS if given.get("direction", "own") == "own" else TAUGHT_DEFAULTS), **given}
 
     @field_validator("direction", mode="before")
     @classmethod

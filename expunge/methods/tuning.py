@@ -54,7 +54,7 @@ def places(chat: ChatModel, task: ForgetTask, direction: Literal["own"] | Edit) 
     return windows(chat, task) if direction == "own" else [tuple(written(chat, direction))]
 
 
-def width(count: int) -> tuple[int, int]:
+def window_shape(count: int) -> tuple[int, int]:
     """(how many layers a window has, how far apart they are) in a model of `count` layers.
 
     Nine of thirty that move a little each keep more than five that move twice as far: what their detectors answer to
@@ -72,7 +72,7 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
     from .lunar import redirections
 
     count = len(chat.layout)
-    layers, step = width(count)
+    layers, step = window_shape(count)
     span = (layers - 1) * step + 1
     coarse = list(range(min(1, count - 1), count, 3))
     directions = redirections(chat, task, list(range(count)))

@@ -7,7 +7,7 @@ from expunge.methods.abstention import AbstentionConfig, common_suffix, train_ve
 from expunge.methods.lunar import ANSWER_TOKENS, exact
 from expunge.models.generation import continued
 
-from ..conftest import FACTS, UNKNOWN, abstaining
+from ..conftest import FACTS, FORGET, RETAIN, UNKNOWN, abstaining
 from ..models.test_activations import hooks_of
 
 QUICK = AbstentionConfig(steps=3, batch_size=4)
@@ -35,8 +35,8 @@ def test_teaching_is_an_edit_of_rank_one_and_leaves_the_model_alone(pico):
 
 def test_what_is_taught_moves_its_prompts_and_not_the_others(tiny):
     """With the roles turned: the tiny model learns to abstain on facts that it knows, and keeps other facts."""
-    taught, kept = FACTS[:6], FACTS[6:]
-    settings = AbstentionConfig(layers=(1, 2, 3), coefficient=2.0, steps=90, size=2.0)
+    taught, kept = FORGET, RETAIN
+    settings = AbstentionConfig(layers=(0, 1, 2, 3, 4), coefficient=2.0, steps=90, size=2.0)
     likely = abstaining(tiny, taught)
     edit = teach_abstention(tiny, taught, [*kept, *UNKNOWN], settings)
     with edit.applied(tiny):

@@ -11,7 +11,7 @@ from expunge.methods.detector import Detector
 from expunge.models.activations import Site, run_blocks
 from expunge.models.generation import greedy
 
-LAYER = 1
+LAYER = 2
 
 
 def values(chat, prompts, u):
@@ -36,34 +36,37 @@ def test_subject_weights_leave_retain_prompts_quieter(tiny, tiny_task):
         forget, retain = (values(tiny, [e.prompt for e in tiny_task.role(r)], u) for r in ("forget", "retain"))
         noise = sum(v * v for row in retain for v in row) / sum(map(len, retain))
         leak[tokens] = noise**0.5 / (sum(map(max, forget)) / len(forget))
-    assert leak["subject"] < 0.8 * leak["distinct"]
+    assert leak["subject"] < 0.85 * leak["distinct"]
 
 
 def test_subject_leaves_each_forget_prompt_a_token_that_is_found(tiny, tiny_task):
     u = detector(tiny, tiny_task, tokens="subject")
     forget = [max(row) for row in values(tiny, [e.prompt for e in tiny_task.forget], u)]
     retain = [max(row) for row in values(tiny, [e.prompt for e in tiny_task.retain], u)]
-    assert min(forget) > 2 * max(retain)
+    assert min(forget) > 1.5 * max(retain)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_forget_prompts_are_found_alike(seed, monkeypatch):
+def test_forget_prompts_are_found_alike(monkeypatch):
     """The weakest decides how large the coefficient has to be: each round finds more of it."""
-    generator = torch.Generator().manual_seed(seed)
-    shared, own, retain = (torch.randn(n, 16, generator=generator, dtype=torch.float64) for n in (1, 6, 60))
-    h = (torch.tensor([1.0, 1, 1, 1, 1, 0.4], dtype=torch.float64)[:, None] * shared + 0.5 * own)[:, None]
-    weakest = []
-    for rounds in range(4):
-        monkeypatch.setattr("expunge.methods.detector.EVEN_ROUNDS", rounds)
-        found = Detector(16, torch.device("cpu"), dual=False, subject=True)
-        for inputs, is_forget in ((retain[None], False), (h, True)):
-            ones = torch.ones(inputs.shape[:2])
-            found.add(inputs, lambda inputs=inputs: inputs, ones.bool(), ones.double(), is_forget)
-        u, _ = found.solve(0.1)
-        values = sorted((h @ u).flatten().tolist())
-        weakest.append(values[0] / values[3])
-    assert weakest == sorted(weakest)
-    assert 1 - weakest[3] < 0.75 * (1 - weakest[0])
+    left = []  # of how much less the weakest was found
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        shared, own, retain = (torch.randn(n, 16, generator=generator, dtype=torch.float64) for n in (1, 6, 60))
+        h = (torch.tensor([1.0, 1, 1, 1, 1, 0.4], dtype=torch.float64)[:, None] * shared + 0.5 * own)[:, None]
+        weakest = []
+        for rounds in range(4):
+            monkeypatch.setattr("expunge.methods.detector.EVEN_ROUNDS", rounds)
+            found = Detector(16, torch.device("cpu"), dual=False, subject=True)
+            for inputs, is_forget in ((retain[None], False), (h, True)):
+                ones = torch.ones(inputs.shape[:2])
+                found.add(inputs, lambda inputs=inputs: inputs, ones.bool(), ones.double(), is_forget)
+            u, _ = found.solve(0.1)
+            ordered = sorted((h @ u).flatten().tolist())
+            weakest.append(ordered[0] / ordered[3])
+        assert weakest == sorted(weakest)
+        left.append((1 - weakest[3]) / (1 - weakest[0]))
+    assert max(left) < 0.75
+    assert sum(left) / len(left) < 0.6
 
 
 def test_forget_prompts_without_a_token_that_counts_do_no_harm():
