@@ -201,6 +201,12 @@ def test_dry_run_loads_no_weights(run, tiny_folder, files, tmp_path, monkeypatch
     assert plan["memory_bytes"] > 0
     assert plan["disk_bytes"] > 0
     assert not (tmp_path / "out").exists()
+    searched = [
+        w for w in unlearn_words(tiny_folder, files, tmp_path / "out", "--dry-run", "--json") if w not in SETTINGS
+    ]
+    code, text, _ = run(*searched)
+    assert code == 0
+    assert json.loads(text)["seconds"]["unlearning"] > 4 * plan["seconds"]["unlearning"]
 
 
 def test_methods_and_pistol(run, tmp_path):

@@ -190,6 +190,23 @@ def with_retain(chat: ChatModel, task: ForgetTask) -> ForgetTask:
     return task.but(retain=own_answers(chat, general_split()[0][:KEEP_ROWS], TUNE_TOKENS))
 
 
+def usual_trials(config: LunarConfig) -> int:
+    """How many settings are tried where the largest coefficient is not the best; 0 where nothing is to be found."""
+    own = config.direction == "own"
+    values = {
+        "layers": 3 if own else 1,
+        "coefficient": len(COEFFICIENTS if own else TAUGHT_COEFFICIENTS),
+        "ridge": len(RIDGES if own else TAUGHT_RIDGES),
+    }
+    asked = [n - 1 for name, n in values.items() if getattr(config, name) == "auto"]
+    return sum(asked) + 1 if any(asked) else 0
+
+
+def widened_rows(forget: int, retain: int, general: int) -> int:
+    """How many prompts the search fits, of so many rows to forget and to keep, and built-in general prompts."""
+    return forget * (1 + FIT_REWRITES) + retain + min(retain, RETAIN_REWRITES) + general
+
+
 def held_out(retain: Sequence[Example]) -> list[Example]:
     """The fifth of the retain rows that tunes; these rows judge nothing."""
     return random.Random(0).sample(list(retain), max(len(retain) // 5, 1))
