@@ -24,7 +24,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     from .edits import Edit
     from .methods import method
     from .methods.abstention import default_layers
-    from .methods.tuning import window_shape
+    from .methods.tuning import widened_rows, window_shape
     from .models.activations import common_prefix
     from .models.layout import find_layout
     from .models.loading import ChatModel, resolve, template_of
@@ -56,6 +56,11 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     general = len(general_beside(fit.retain or general_split()[0][:KEEP_ROWS]))
     taught += general
 
+    search = "auto" in [getattr(config, name, None) for name in ("layers", "coefficient", "ridge")]
+    fitting = sum(fitted.values()) + getattr(config, "answers", 0)  # an answer is about as long as a prompt
+    if search:
+        fitting += widened_rows(fitted["forget"], fitted["retain"], general) - fitted["forget"] - fitted["retain"]
+
     def solving(layers: int, prompts: int) -> float:
         """A forward pass over the prompts, up to about two thirds of the depth, and their second moments at each layer."""
         return prompts * tokens * 2 * (0.67 * blocks + layers * layout.inner**2)
@@ -72,15 +77,14 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         + solving(len(teaching.layers or default_layers(len(layout))), taught)
         if spec.teach.abstention
         else 0.0,
-        "unlearning": _unlearning(config, len(layout), chosen, fitted, general, solving, answering),
+        "unlearning": _unlearning(config, len(layout), chosen, fitting, solving, answering),
     }
     seconds = {name: float(f"{flops / rate:.2g}") for name, flops in work.items()}
     stored = _DTYPE_BYTES.get(dtype, 4) * size
     return {
         "model": spec.model.name,
         "method": spec.method,
-        "settings": config.model_dump(exclude={"direction"} if taught_along else None)
-        | ({"direction": "what teaching abstention writes"} if taught_along else {}),
+        "settings": config.model_dump(exclude={"direction"}) | _direction(config, spec.settings),
         "layers": f"auto: {chosen} layers of {len(layout)}" if layers == "auto" else list(layers),
         "matrices": layout.weight_name(0).replace(".0.", ".{}.", 1)
         if layers == "auto"
@@ -89,9 +93,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         "rows": rows,
         "fitted_rows": fitted,
         "memory_bytes": int(
-            stored * 1.5
-            + chosen * (layout.inner**2 * 16)
-            + sum(fitted.values()) * tokens * (layout.inner + layout.hidden) * 4
+            stored * 1.5 + chosen * (layout.inner**2 * 16) + fitting * tokens * (layout.inner + layout.hidden) * 4
         ),
         "disk_bytes": int(stored * 1.01),
         "seconds": seconds | {"total": float(f"{sum(seconds.values()):.2g}")},
@@ -99,28 +101,32 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     }
 
 
+def _direction(config: Any, given: dict[str, Any]) -> dict[str, str]:
+    """The direction as a plan can print it: an edit by its folder."""
+    if not hasattr(config, "direction"):
+        return {}
+    if config.direction == "own":
+        return {"direction": "own"}
+    return {"direction": str(given.get("direction", "what teaching abstention writes"))}
+
+
 def _unlearning(
     config: Any,
     depth: int,
     layers: int,
-    fitted: dict[str, int],
-    general: int,
+    prompts: int,
     solving: Callable[[int, int], float],
     answering: Callable[[int, float], float],
 ) -> float:
     """Floating-point operations of the method: what it fits, the own answers that it keeps, and what it tries."""
     from .methods.lunar import ANSWER_TOKENS, LunarConfig
-    from .methods.tuning import SCORE_ROWS, TUNE_ROWS, TUNE_TOKENS, usual_trials, widened_rows
+    from .methods.tuning import SCORE_ROWS, TUNE_ROWS, TUNE_TOKENS, usual_trials
 
     if not isinstance(config, LunarConfig):
-        return solving(layers, sum(fitted.values()))
-    search = "auto" in (config.layers, config.coefficient, config.ridge)
-    prompts = sum(fitted.values())
-    if search:
-        prompts = widened_rows(fitted["forget"], fitted["retain"], general) + fitted["reference"]
+        return solving(layers, prompts)
     trials = usual_trials(config)
     total = answering(min(config.answers, prompts), ANSWER_TOKENS)
-    total += max(trials, 1) * solving(layers, prompts + config.answers)  # an answer is about as long as a prompt
+    total += max(trials, 1) * solving(layers, prompts)
     total += trials * answering(2 * TUNE_ROWS, TUNE_TOKENS)
     if config.layers == "auto" and config.direction == "own":
         total += answering(SCORE_ROWS * (depth // 3 + 4), 0)
