@@ -78,7 +78,7 @@ def code() -> str:
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 
 
-def run(seed: int, out: Path) -> dict:
+def run(seed: int, out: Path, version: str) -> dict:
     from expunge import evaluate, load_model, unlearn
 
     model = load_model("smollm2")
@@ -88,7 +88,7 @@ def run(seed: int, out: Path) -> dict:
     edit = unlearn(model, fit)
     with edit.applied(model):
         after = evaluate(model, judge, max_new_tokens=32)
-    return {"seed": seed, "code": code(), "before": dict(before), "after": dict(after), "meta": edit.meta}
+    return {"seed": seed, "code": version, "before": dict(before), "after": dict(after), "meta": edit.meta}
 
 
 def main() -> None:
@@ -98,11 +98,12 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "results.jsonl"
+    version = code()
     kept = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
-    done = {r["seed"]: r for r in kept if r.get("code") == code()}
+    done = {r["seed"]: r for r in kept if r.get("code") == version}
     for seed in map(int, args.seeds.split(",")):
         if seed not in done:
-            done[seed] = run(seed, args.out)
+            done[seed] = run(seed, args.out, version)
             with open(file, "a") as f:
                 f.write(json.dumps(done[seed]) + "\n")
         before, after = done[seed]["before"], done[seed]["after"]

@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from .data.prompts import KEEP_ROWS, general_beside, general_split
 from .run import read_task, teaching_config
 from .spec import RunSpec
 
+DEPTH = 0.67  # share of the blocks below the deepest layer that is edited, where layers are found
 SLOWER = 3.0  # a generated token takes so many times as long as one that is read
 ANSWER_SHARE = 0.6  # of the longest answer, how long the usual one is
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Floating-point operations on prompts of the usual length.
+
+    tokens: of a prompt, without the prefix that all share, which runs once. size: parameters of the model; blocks: of
+    its blocks. inner: p, the width of a down projection's input.
+    """
+
+    tokens: float
+    size: int
+    blocks: int
+    inner: int
+
+    def solving(self, prompts: int, layers: int) -> float:
+        """A forward pass up to the deepest layer, and second moments at each."""
+        return prompts * self.tokens * 2 * (DEPTH * self.blocks + layers * self.inner**2)
+
+    def answering(self, prompts: int, longest: float) -> float:
+        """Greedy answers, of which the usual one is shorter than the longest; a step of few tokens waits for memory."""
+        return prompts * (self.tokens + SLOWER * ANSWER_SHARE * longest) * 2 * self.size
+
+    def training(self, prompts: int) -> float:
+        """Forward, and backward to vectors that are added while all weights are frozen."""
+        return prompts * self.tokens * 4 * self.size
 
 
 def plan(spec: RunSpec) -> dict[str, Any]:
@@ -24,7 +51,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     from .edits import Edit
     from .methods import method
     from .methods.abstention import default_layers
-    from .methods.tuning import widened_rows, window_shape
+    from .methods.tuning import window_shape, with_rewrites
     from .models.activations import common_prefix
     from .models.layout import find_layout
     from .models.loading import ChatModel, resolve, template_of
@@ -47,37 +74,30 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     fitted.setdefault("retain", KEEP_ROWS)
     chat = ChatModel(model, tokenizer, template=template_of(tokenizer, spec.model.template))
     prompts = chat.prompt_ids([e.prompt for r in fit.present().values() for e in r])
-    tokens = sum(map(len, prompts)) / len(prompts) - common_prefix(prompts)  # what all share runs once
-    blocks = size - sum(p.numel() for p in {model.get_input_embeddings().weight, model.get_output_embeddings().weight})
-    judged = sum(n for role, n in rows.items() if role != "reference")
+    embeddings = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}  # often one
+    cost = _Cost(
+        tokens=sum(map(len, prompts)) / len(prompts) - common_prefix(prompts),
+        size=size,
+        blocks=size - sum(p.numel() for p in embeddings),
+        inner=layout.inner,
+    )
+    judged = 2 * sum(n for role, n in rows.items() if role != "reference")
+    if spec.teach.abstention:
+        judged += rows.get("general", 0)
     rate = _rate()
-    teaching = teaching_config(spec)
-    taught = min(teaching.rows, fitted["reference"]) + fitted["retain"]
-    general = len(general_beside(fit.retain or general_split()[0][:KEEP_ROWS]))
-    taught += general
-
+    kept = fit if fit.retain else fit.but(retain=general_split()[0][:KEEP_ROWS])
     search = "auto" in [getattr(config, name, None) for name in ("layers", "coefficient", "ridge")]
-    fitting = sum(fitted.values()) + getattr(config, "answers", 0)  # an answer is about as long as a prompt
-    if search:
-        fitting += widened_rows(fitted["forget"], fitted["retain"], general) - fitted["forget"] - fitted["retain"]
-
-    def solving(layers: int, prompts: int) -> float:
-        """A forward pass over the prompts, up to about two thirds of the depth, and their second moments at each layer."""
-        return prompts * tokens * 2 * (0.67 * blocks + layers * layout.inner**2)
-
-    def answering(prompts: int, longest: float) -> float:
-        """Greedy answers, of which the usual one is shorter than the longest; a step of few tokens waits for memory."""
-        return prompts * (tokens + SLOWER * ANSWER_SHARE * longest) * 2 * size
-
+    solved = with_rewrites(kept, kept.retain) if search else kept
+    fitting = sum(len(solved.role(role)) for role in fitted) + getattr(config, "answers", 0)  # an answer: like a prompt
+    teaching = teaching_config(spec)
+    taught = min(teaching.rows, fitted["reference"]) + fitted["retain"] + len(general_beside(kept.retain))
     work = {
-        "evaluations": answering(
-            2 * judged + rows.get("general", 0) * spec.teach.abstention, spec.evaluation.max_new_tokens
-        ),
-        "teaching": 4 * size * tokens * teaching.steps * teaching.batch_size
-        + solving(len(teaching.layers or default_layers(len(layout))), taught)
+        "evaluations": cost.answering(judged, spec.evaluation.max_new_tokens),
+        "teaching": cost.training(teaching.steps * teaching.batch_size)
+        + cost.solving(taught, len(teaching.layers or default_layers(len(layout))))
         if spec.teach.abstention
         else 0.0,
-        "unlearning": _unlearning(config, len(layout), chosen, fitting, solving, answering),
+        "unlearning": _unlearning(config, cost, fitting, chosen, len(layout)),
     }
     seconds = {name: float(f"{flops / rate:.2g}") for name, flops in work.items()}
     stored = _DTYPE_BYTES.get(dtype, 4) * size
@@ -93,7 +113,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         "rows": rows,
         "fitted_rows": fitted,
         "memory_bytes": int(
-            stored * 1.5 + chosen * (layout.inner**2 * 16) + fitting * tokens * (layout.inner + layout.hidden) * 4
+            stored * 1.5 + chosen * (layout.inner**2 * 16) + fitting * cost.tokens * (layout.inner + layout.hidden) * 4
         ),
         "disk_bytes": int(stored * 1.01),
         "seconds": seconds | {"total": float(f"{sum(seconds.values()):.2g}")},
@@ -110,26 +130,19 @@ def _direction(config: Any, given: dict[str, Any]) -> dict[str, str]:
     return {"direction": str(given.get("direction", "what teaching abstention writes"))}
 
 
-def _unlearning(
-    config: Any,
-    depth: int,
-    layers: int,
-    prompts: int,
-    solving: Callable[[int, int], float],
-    answering: Callable[[int, float], float],
-) -> float:
+def _unlearning(config: Any, cost: _Cost, prompts: int, layers: int, depth: int) -> float:
     """Floating-point operations of the method: what it fits, the own answers that it keeps, and what it tries."""
     from .methods.lunar import ANSWER_TOKENS, LunarConfig
     from .methods.tuning import SCORE_ROWS, TUNE_ROWS, TUNE_TOKENS, usual_trials
 
     if not isinstance(config, LunarConfig):
-        return solving(layers, prompts)
+        return cost.solving(prompts, layers)
     trials = usual_trials(config)
-    total = answering(min(config.answers, prompts), ANSWER_TOKENS)
-    total += max(trials, 1) * solving(layers, prompts)
-    total += trials * answering(2 * TUNE_ROWS, TUNE_TOKENS)
+    total = cost.answering(min(config.answers, prompts), ANSWER_TOKENS)
+    total += max(trials, 1) * cost.solving(prompts, layers)
+    total += trials * cost.answering(2 * TUNE_ROWS, TUNE_TOKENS)
     if config.layers == "auto" and config.direction == "own":
-        total += answering(SCORE_ROWS * (depth // 3 + 4), 0)
+        total += cost.answering(SCORE_ROWS * (depth // 3 + 4), 0)  # every third layer is scored, and four near the best
     return total
 
 

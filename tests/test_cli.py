@@ -192,6 +192,7 @@ def test_dry_run_loads_no_weights(run, tiny_folder, files, tmp_path, monkeypatch
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("expunge.plan._rate", lambda: 1e9)  # the same machine for both plans
     code, text, _ = run(*unlearn_words(tiny_folder, files, tmp_path / "out", "--dry-run", "--json"))
     assert code == 0
     plan = json.loads(text)

@@ -54,7 +54,7 @@ class LunarConfig(BaseModel):
     )
     forget_weight: float = Field(1.0, gt=0, description="w_f, weight of a forget token")
     retain_weight: float = Field(
-        1.0, ge=0, description="w_r, weight of a retain token; with subject, where own answers count, 0.2"
+        1.0, ge=0, description="w_r, weight of a retain token; with subject and without a direction 0.2"
     )
     tokens: Tokens = Field(
         "subject",

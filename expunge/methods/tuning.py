@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .lunar import LunarConfig, Target
 
 SCORE_ROWS = 8
+WINDOWS = 3  # of layers, at most, that are tried
 
 
 def abstention_scores(
@@ -84,7 +85,7 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
     curve = np.interp(range(count), known, [scores[n] for n in known])
     first = int(np.convolve(curve, np.ones(span) / span, mode="valid").argmax())
     down = max(round(span * 0.3), 1)
-    starts = dict.fromkeys(max(first - n * down, 0) for n in range(3))
+    starts = dict.fromkeys(max(first - n * down, 0) for n in range(WINDOWS))
     return [tuple(range(start, start + span, step)) for start in starts]
 
 
@@ -124,10 +125,10 @@ def tune(
     task = with_retain(chat, task)
     best = {name: values[0] for name, values in axes.items()}
     if all(len(values) == 1 for values in axes.values()):
-        target = prepare(chat, _widened(task, task.retain), best["layers"], config)
+        target = prepare(chat, with_rewrites(task, task.retain), best["layers"], config)
         return solve(chat, target, config.model_copy(update=best))
     held = held_out(task.retain)
-    fit = _widened(task, [e for e in task.retain if e not in set(held)] or held, held)
+    fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held)
     asked = rewrites(task.forget, "tune")
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
     before = _rouge(chat, judge[1])
@@ -173,14 +174,26 @@ def tune(
 
 def _axes(chat: ChatModel, task: ForgetTask, config: LunarConfig) -> dict[str, Sequence[Any]]:
     """The values of each setting, the likeliest first; of one that is given, that."""
+    layers = places(chat, task, config.direction) if config.layers == "auto" else [config.layers]
+    return {"layers": layers, **_values(config)}
+
+
+def _values(config: LunarConfig) -> dict[str, Sequence[Any]]:
+    """`_axes` without the layers, which need the model."""
     own = config.direction == "own"
-    coefficients: Sequence[float] = COEFFICIENTS if own else TAUGHT_COEFFICIENTS
-    ridges = RIDGES if own else TAUGHT_RIDGES
-    return {
-        "layers": places(chat, task, config.direction) if config.layers == "auto" else [config.layers],
-        "coefficient": coefficients if config.coefficient == "auto" else [config.coefficient],
-        "ridge": ridges if config.ridge == "auto" else [config.ridge],
+    tried = {
+        "coefficient": COEFFICIENTS if own else TAUGHT_COEFFICIENTS,
+        "ridge": RIDGES if own else TAUGHT_RIDGES,
     }
+    given = {name: getattr(config, name) for name in tried}
+    return {name: tried[name] if value == "auto" else [value] for name, value in given.items()}
+
+
+def usual_trials(config: LunarConfig) -> int:
+    """How many settings are tried where the largest coefficient is not the best; 0 where nothing is to be found."""
+    windows = WINDOWS if config.layers == "auto" and config.direction == "own" else 1
+    further = windows - 1 + sum(len(values) - 1 for values in _values(config).values())
+    return further + 1 if further else 0
 
 
 def with_retain(chat: ChatModel, task: ForgetTask) -> ForgetTask:
@@ -190,29 +203,12 @@ def with_retain(chat: ChatModel, task: ForgetTask) -> ForgetTask:
     return task.but(retain=own_answers(chat, general_split()[0][:KEEP_ROWS], TUNE_TOKENS))
 
 
-def usual_trials(config: LunarConfig) -> int:
-    """How many settings are tried where the largest coefficient is not the best; 0 where nothing is to be found."""
-    own = config.direction == "own"
-    values = {
-        "layers": 3 if own else 1,
-        "coefficient": len(COEFFICIENTS if own else TAUGHT_COEFFICIENTS),
-        "ridge": len(RIDGES if own else TAUGHT_RIDGES),
-    }
-    asked = [n - 1 for name, n in values.items() if getattr(config, name) == "auto"]
-    return sum(asked) + 1 if any(asked) else 0
-
-
-def widened_rows(forget: int, retain: int, general: int) -> int:
-    """How many prompts the search fits, of so many rows to forget and to keep, and built-in general prompts."""
-    return forget * (1 + FIT_REWRITES) + retain + min(retain, RETAIN_REWRITES) + general
-
-
 def held_out(retain: Sequence[Example]) -> list[Example]:
     """The fifth of the retain rows that tunes; these rows judge nothing."""
     return random.Random(0).sample(list(retain), max(len(retain) // 5, 1))
 
 
-def _widened(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = ()) -> ForgetTask:
+def with_rewrites(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = ()) -> ForgetTask:
     """The forget rows with rewrites; the retain rows, some with a rewrite, and the built-in general prompts that are
     neither among them nor among the rows held out."""
     asked = random.Random(0).sample(list(retain), min(len(retain), RETAIN_REWRITES))

@@ -36,14 +36,14 @@ def test_subject_weights_leave_retain_prompts_quieter(tiny, tiny_task):
         forget, retain = (values(tiny, [e.prompt for e in tiny_task.role(r)], u) for r in ("forget", "retain"))
         noise = sum(v * v for row in retain for v in row) / sum(map(len, retain))
         leak[tokens] = noise**0.5 / (sum(map(max, forget)) / len(forget))
-    assert leak["subject"] < 0.85 * leak["distinct"]
+    assert leak["subject"] < 0.8 * leak["distinct"]
 
 
 def test_subject_leaves_each_forget_prompt_a_token_that_is_found(tiny, tiny_task):
     u = detector(tiny, tiny_task, tokens="subject")
     forget = [max(row) for row in values(tiny, [e.prompt for e in tiny_task.forget], u)]
     retain = [max(row) for row in values(tiny, [e.prompt for e in tiny_task.retain], u)]
-    assert min(forget) > 1.5 * max(retain)
+    assert min(forget) > 2 * max(retain)
 
 
 def test_forget_prompts_are_found_alike(monkeypatch):
