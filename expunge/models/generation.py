@@ -1,4 +1,4 @@
-"""Greedy decoding and teacher-forced scores in batches.
+"""Greedy and sampled decoding, and teacher-forced scores, in batches.
 
 The prefix that all prompts share (a system prompt) is computed once; rows that have ended leave the
 batch; of the vocabulary projection only the positions that are asked for are computed.
@@ -23,11 +23,12 @@ from .loading import ChatModel
 MAX_NEW_TOKENS = 64
 BATCH_ROWS = 128
 Progress = Callable[[int], None]
+Choose = Callable[[Tensor], Tensor]  # logits (b, vocabulary) -> the next tokens (b,)
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One greedy answer.
+    """One answer.
 
     text: the decoded answer. tokens: its ids, without the end-of-sequence token. ended: whether it ended by itself.
     ranks: for each token j of the row's true answer, its rank (1 is best) among the logits of generation step j;
@@ -60,10 +61,12 @@ def greedy(
     answers: Sequence[Sequence[int]] | None = None,
     batch_size: int = BATCH_ROWS,
     progress: Progress | None = None,
+    choose: Choose = lambda logits: logits.argmax(-1),
 ) -> list[Generated]:
     """Greedy answers to tokenised prompts, in their order.
 
     Args:
+        choose: takes the next tokens by another rule.
         answers: token ids of the true answers, at least one each. Their ranks are recorded on the way (for MRR and top
             hit rate), and they are scored by teacher forcing from the prompts' keys and values: no prompt runs twice.
         progress: called with the number of rows finished.
@@ -75,11 +78,31 @@ def greedy(
         rows = order[begin : begin + batch_size]
         suffixes = [list(prompts[i][shared:]) for i in rows]
         wanted = [answers[i] for i in rows] if answers is not None else None
-        for row, result in zip(rows, _decode(chat, suffixes, shared, cache, wanted, max_new_tokens), strict=True):
+        for row, result in zip(
+            rows, _decode(chat, suffixes, shared, cache, wanted, max_new_tokens, choose), strict=True
+        ):
             results[row] = result
         if progress:
             progress(len(rows))
     return [r for r in results if r is not None]
+
+
+def sampled(
+    chat: ChatModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = BATCH_ROWS,
+) -> list[Generated]:
+    """Answers drawn from the model's own distribution, in the prompts' order; the same seed draws the same."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(logits: Tensor) -> Tensor:
+        chances = (logits.float() / temperature).softmax(-1).cpu()
+        return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+
+    return greedy(chat, prompts, max_new_tokens, batch_size=batch_size, choose=draw)
 
 
 def own_answers(chat: ChatModel, examples: Sequence[Example], max_new_tokens: int) -> list[Example]:
@@ -107,6 +130,7 @@ def _decode(
     cache: Any,
     answers: Sequence[Sequence[int]] | None,
     max_new_tokens: int,
+    choose: Choose,
 ) -> list[Generated]:
     count, width, device = len(suffixes), max(len(s) for s in suffixes), chat.device
     ids = torch.zeros(count, width, dtype=torch.long)
@@ -144,7 +168,7 @@ def _decode(
                 found = _ranks(logits[[at for at, _ in asked]], true[[n for _, n in asked], step])
                 for (_, n), rank in zip(asked, found.tolist(), strict=True):
                     ranks[n].append(rank)
-            chosen = logits.argmax(-1)
+            chosen = choose(logits)
             done = torch.isin(chosen, stop)
             for n, token, end in zip(alive, chosen.tolist(), done.tolist(), strict=True):
                 if end:
