@@ -30,7 +30,7 @@ def task_of(seed: int):
     from expunge import ForgetTask
     from expunge.data import prompts
     from expunge.data.pistol import contracts
-    from expunge.methods.tuning import held_out
+    from expunge.data.examples import held_out
 
     rng = random.Random(seed)
     first, *others = contracts(4, 2, seed)

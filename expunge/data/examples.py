@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,6 +119,11 @@ def check_disjoint(forget: Sequence[Example], retain: Sequence[Example]) -> None
             f"forget and retain share {len(shared)} row(s); the first is row {first} of forget and row {other} of "
             "retain. Remove them from one of the two."
         )
+
+
+def held_out(retain: Sequence[Example]) -> list[Example]:
+    """The fifth of the retain rows that tunes; these rows judge nothing."""
+    return random.Random(0).sample(list(retain), max(len(retain) // 5, 1))
 
 
 # ---------------------------------------------------------------- readers

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from ..data.abilities import LETTERS, Choice
 from ..data.examples import Example, Raw
 from ..models.generation import greedy
 from ..models.loading import ChatModel
 
-LETTERS = "ABCD"
 CHOICE_BATCH = 8  # prompts with examples are long
 GSM8K_TOKENS = 256
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A multiple-choice question. right: the place of the true choice."""
-
-    question: str
-    choices: tuple[str, ...]
-    right: int
-    subject: str = ""
-
-    def text(self, solved: bool) -> str:
-        lines = [
-            self.question,
-            *(f"{letter}. {c}" for letter, c in zip(LETTERS, self.choices, strict=False)),
-            "Answer:",
-        ]
-        return "\n".join(lines) + (f" {LETTERS[self.right]}\n\n" if solved else "")
 
 
 def choice_accuracy(
@@ -52,8 +33,8 @@ def choice_accuracy(
     letters = [chat.tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][:1] for letter in LETTERS]
     asked = [letters[: len(r.choices)] for r in rows]
     found = greedy(chat, chat.prompt_ids(prompts), 1, others=asked, batch_size=CHOICE_BATCH, progress=progress)
-    chosen = [max(range(len(g.others)), key=lambda n, g=g: g.others[n].log_probs[0]) for g in found]
-    return [float(c == r.right) for c, r in zip(chosen, rows, strict=True)]
+    likely = [[one.log_probs[0] for one in g.others] for g in found]
+    return [float(chances.index(max(chances)) == r.right) for chances, r in zip(likely, rows, strict=True)]
 
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")

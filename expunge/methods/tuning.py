@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..data.examples import Example, ForgetTask
+from ..data.examples import Example, ForgetTask, held_out
 from ..data.prompts import KEEP_ROWS, abstentions, general_beside, general_split, rewrites
 from ..edits import Edit
 from ..evaluation.text import deviation_score, rouge_recall
@@ -188,11 +188,6 @@ def with_retain(chat: ChatModel, task: ForgetTask) -> ForgetTask:
     if task.retain:
         return task
     return task.but(retain=own_answers(chat, general_split()[0][:KEEP_ROWS], TUNE_TOKENS))
-
-
-def held_out(retain: Sequence[Example]) -> list[Example]:
-    """The fifth of the retain rows that tunes; these rows judge nothing."""
-    return random.Random(0).sample(list(retain), max(len(retain) // 5, 1))
 
 
 def _widened(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = ()) -> ForgetTask:
