@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 
-from expunge import ForgetTask, evaluate
-from expunge.evaluation.scores import METRICS
+from expunge import Example, ForgetTask, evaluate
+from expunge.evaluation.likelihood import choice_probability, truth_ratio
+from expunge.evaluation.scores import METRICS, Evaluation, forget_quality, interval, lume_task, model_utility
+from expunge.models.generation import score_answers
 
 from ..conftest import FACTS, UNKNOWN, examples
 
@@ -39,3 +42,81 @@ def test_all_rows_count_in_their_order_whatever_the_batch_size(tiny, tiny_task):
         for a, b in zip(rows, many.rows[role], strict=True):
             assert a == pytest.approx(b, abs=1e-4)
     assert one.answers == many.answers
+
+
+def test_wrong_answers_are_scored_from_the_same_pass(tiny):
+    """The truth ratio is that of separate teacher-forced scores, row by row."""
+    rows = [
+        Example(e.prompt, e.response, paraphrased="It is " + e.response, wrong=wrong)
+        for e, wrong in zip(FACTS[:3], [("Zagreb", "Harp and flute"), ("Oslo",), ("A", "B", "C")], strict=True)
+    ]
+    kept = [Example(e.prompt, e.response) for e in FACTS[6:9]]
+    result = evaluate(tiny, {"forget": rows, "others": kept}, max_new_tokens=8)
+    assert "truth_ratio" not in result["others"]
+    for example, row in zip(rows, result.rows["forget"], strict=True):
+        texts = [example.paraphrased, *example.wrong, example.response]
+        prompts, answers = tiny.prompt_ids([example.prompt]) * len(texts), tiny.answer_ids(texts)
+        correct, *wrong, true = score_answers(tiny, prompts, answers)
+        assert row["truth_ratio"] == pytest.approx(truth_ratio(correct, wrong), rel=1e-3)
+        assert row["choice_probability"] == pytest.approx(choice_probability(true, wrong), rel=1e-3)
+    assert result["forget"]["truth_ratio"] == pytest.approx(np.mean([r["truth_ratio"] for r in result.rows["forget"]]))
+
+
+def test_members_are_told_from_rows_never_seen(tiny):
+    unseen = examples(*[(str(e.prompt).replace("Mara Quill", "Ada Moss"), e.response) for e in FACTS[:6]])
+    result = evaluate(tiny, ForgetTask(forget=FACTS[6:18], holdout=unseen), max_new_tokens=4)
+    for kind in ("loss", "zlib", "min_k", "min_k_plus"):
+        assert 0.7 < result[f"auc_{kind}"] <= 1
+    assert result.roles().keys() == {"forget", "holdout"}
+
+
+def test_intervals_are_bootstrap_intervals_of_the_mean():
+    rows = np.random.default_rng(1).normal(2.0, 1.0, size=400)
+    low, high = interval(rows, 4000)
+    assert low < rows.mean() < high
+    assert (high - low) / 2 == pytest.approx(1.96 * rows.std() / 20, rel=0.1)
+    assert interval([0.25] * 7) == (0.25, 0.25)
+
+
+def evaluation(**roles):
+    """role -> rows, as an Evaluation with their means."""
+    result = Evaluation(
+        {r: {k: float(np.mean([row[k] for row in rows])) for k in rows[0]} for r, rows in roles.items()}
+    )
+    result.rows = roles
+    return result
+
+
+def test_model_utility_by_hand():
+    def rows(*ratios, probability, choice, rouge):
+        return [
+            {"truth_ratio": r, "probability": probability, "choice_probability": choice, "rougeL": rouge}
+            for r in ratios
+        ]
+
+    found = evaluation(
+        retain=rows(0.5, 1.5, probability=0.8, choice=0.1, rouge=0.5),  # truth 0.25
+        real_authors=rows(0.2, 0.2, probability=0.1, choice=0.4, rouge=0.5),  # truth 0.8
+        world_facts=rows(0.5, 0.5, probability=0.1, choice=0.5, rouge=1.0),  # truth 0.5
+    )
+    nine = [0.8, 0.5, 0.25, 0.4, 0.5, 0.8, 0.5, 1.0, 0.5]
+    assert model_utility(found) == pytest.approx(9 / sum(1 / v for v in nine))
+    for row in found.rows["retain"]:
+        row["truth_ratio"] = 2.0
+    assert model_utility(found) == 0
+
+
+def test_forget_quality_by_hand():
+    """Distributions that do not overlap, four rows each: p of the exact two-sided test is 2 / C(8, 4)."""
+
+    def forget(*ratios):
+        return evaluation(forget=[{"truth_ratio": r} for r in ratios])
+
+    assert forget_quality(forget(1, 2, 3, 4), forget(5, 6, 7, 8)) == pytest.approx(2 / 70)
+    assert forget_quality(forget(1, 2, 3), forget(1, 2, 3)) == 1
+
+
+def test_lumes_task_aggregate_by_hand():
+    scores = {"a": 0.5, "b": 1.0}
+    assert lume_task(scores) == pytest.approx(2 / 3)
+    assert lume_task({"a": 0.0, "b": 1.0}) == 0

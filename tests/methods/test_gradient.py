@@ -11,7 +11,7 @@ import torch
 from expunge import ForgetTask, evaluate, unlearn
 from expunge.errors import Diverged
 from expunge.methods import REGISTRY, gradient
-from expunge.methods.gradient import Answers, Before, GradientConfig
+from expunge.methods.gradient import Answers, GradientConfig
 from expunge.models.training import TrainRow, row_logits, rows_of
 
 from ..conftest import FORGET, RETAIN
@@ -153,7 +153,7 @@ def test_the_second_order_optimizer_runs_under_any_loss(tiny, tiny_task, name):
 
 
 def test_a_model_that_no_longer_speaks_is_named_with_the_step(tiny, tiny_task):
-    with pytest.raises(Diverged, match="at step [0-9]+: the model no longer speaks") as found:
+    with pytest.raises(Diverged, match=r"at step [0-9]+: the model no longer speaks") as found:
         unlearn(tiny, tiny_task, method="ga", learning_rate=0.3, epochs=30)
     assert found.value.step > 0
 
