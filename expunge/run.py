@@ -268,14 +268,10 @@ class _Stages:
 
         def record() -> dict[str, Any]:
             made.append(make())
-            return {"values": made[0], "rows": made[0].rows}
+            return made[0].record()
 
         read = self._json(name, record)
-        if made:
-            return made[0]
-        result = Evaluation(read["values"])
-        result.rows = read["rows"]
-        return result
+        return made[0] if made else Evaluation.of(read)
 
     def edit(self, name: str, make: Callable[[], Edit]) -> Edit:
         from .edits import Edit

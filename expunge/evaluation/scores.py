@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import hmean, ks_2samp
 
 from ..data.examples import Example, ForgetTask
 from ..models.generation import BATCH_ROWS, MAX_NEW_TOKENS, Generated, greedy
 from ..models.loading import ChatModel
 from . import likelihood, privacy
 from .likelihood import exact_memorization, extraction_strength, probability, reciprocal_ranks
-from .text import abstains, deviation_score, rouge_recall
+from .text import abstains, deviation_score, exact_match, rouge_l_f1, rouge_recall
 
 METRICS = (
     "rouge1",
@@ -42,15 +41,28 @@ class Evaluation(dict[str, Any]):
 
     Attributes:
         rows: role -> one dict of metrics a row, in the rows' order.
+        groups: role -> the rows' groups.
         answers: role -> the model's answers (never written by Expunge).
     """
 
     rows: dict[str, list[dict[str, float]]]
+    groups: dict[str, list[str]]
     answers: dict[str, list[str]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rows, self.answers = {}, {}
+        self.rows, self.groups, self.answers = {}, {}, {}
+
+    def record(self) -> dict[str, Any]:
+        """What can be written: numbers and rows. Answers and groups are not in it: they may hold what is to be forgotten."""
+        return {"values": dict(self), "rows": self.rows}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Evaluation:
+        """From what `record` gave."""
+        result = cls(record["values"])
+        result.rows = record["rows"]
+        return result
 
     def roles(self) -> dict[str, dict[str, float]]:
         """The numbers of each role."""
@@ -98,6 +110,7 @@ def evaluate(
         values = [row_metrics(*r) for r in zip(rows, generated[span], content[span], strict=True)]
         result.rows[name] = values
         result.answers[name] = [g.text for g in generated[span]]
+        result.groups[name] = [e.group for e in rows]
         present = [*METRICS, *(m for m in OPTIONAL if all(m in v for v in values))]
         result[name] = {metric: sum(v[metric] for v in values) / len(values) for metric in present} | {
             "rows": len(rows)
@@ -143,6 +156,8 @@ def row_metrics(example: Example, generated: Generated, tokens: int) -> dict[str
         "exact_memorization": exact_memorization(scored, tokens),
         "abstention_rate": float(abstains(generated.text)),
         "filled_steps": float(filled),
+        "rougeL_f1": rouge_l_f1(generated.text, example.response),
+        "exact_match": float(exact_match(generated.text, example.response)),
         "loss": likelihood.loss(scored),
         "zlib": privacy.zlib_score(scored, example.response),
         "min_k": privacy.min_k(scored, tokens),
@@ -162,37 +177,3 @@ def interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float
     drawn = np.random.default_rng(0).integers(len(rows), size=(resamples, len(rows)))
     low, high = np.quantile(rows[drawn].mean(1), (0.025, 0.975))
     return float(low), float(high)
-
-
-# ---------------------------------------------------------------- scores of evaluations (TOFU, LUME)
-
-
-def forget_quality(unlearned: Evaluation, retrained: Evaluation) -> float:
-    """p of the two-sided two-sample Kolmogorov-Smirnov test on the forget rows' truth ratios (TOFU); 1 is best."""
-    ours, theirs = ([row["truth_ratio"] for row in e.rows["forget"]] for e in (unlearned, retrained))
-    return float(ks_2samp(ours, theirs).pvalue)
-
-
-def model_utility(
-    evaluation: Evaluation, kept: str = "retain", choices: Sequence[str] = ("real_authors", "world_facts")
-) -> float:
-    """Harmonic mean of probability, ROUGE-L recall and truth, max(0, 1 - R), of three roles (TOFU).
-
-    Args:
-        choices: roles in which the probability is relative to that of the wrong answers.
-    """
-    values = []
-    for role in (kept, *choices):
-        numbers = evaluation[role]
-        truth = float(np.mean([likelihood.kept_truth(row["truth_ratio"]) for row in evaluation.rows[role]]))
-        values += [numbers["choice_probability" if role in choices else "probability"], numbers["rougeL"], truth]
-    return float(hmean(values)) if min(values) > 0 else 0.0
-
-
-def lume_task(scores: Mapping[str, float]) -> float:
-    """LUME's task aggregate: the harmonic mean of twelve scores, {retain, 1 - forget} x two metrics x three tasks.
-
-    Args:
-        scores: the twelve, larger is better.
-    """
-    return float(hmean(list(scores.values()))) if min(scores.values()) > 0 else 0.0

@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
 from expunge import Example, ForgetTask, evaluate
 from expunge.evaluation.likelihood import choice_probability, truth_ratio
-from expunge.evaluation.scores import METRICS, Evaluation, forget_quality, interval, lume_task, model_utility
+from expunge.evaluation.scores import METRICS, Evaluation, interval
 from expunge.models.generation import score_answers
 
 from ..conftest import FACTS, UNKNOWN, examples
@@ -78,45 +80,12 @@ def test_intervals_are_bootstrap_intervals_of_the_mean():
     assert interval([0.25] * 7) == (0.25, 0.25)
 
 
-def evaluation(**roles):
-    """role -> rows, as an Evaluation with their means."""
-    result = Evaluation(
-        {r: {k: float(np.mean([row[k] for row in rows])) for k in rows[0]} for r, rows in roles.items()}
-    )
-    result.rows = roles
-    return result
-
-
-def test_model_utility_by_hand():
-    def rows(*ratios, probability, choice, rouge):
-        return [
-            {"truth_ratio": r, "probability": probability, "choice_probability": choice, "rougeL": rouge}
-            for r in ratios
-        ]
-
-    found = evaluation(
-        retain=rows(0.5, 1.5, probability=0.8, choice=0.1, rouge=0.5),  # truth 0.25
-        real_authors=rows(0.2, 0.2, probability=0.1, choice=0.4, rouge=0.5),  # truth 0.8
-        world_facts=rows(0.5, 0.5, probability=0.1, choice=0.5, rouge=1.0),  # truth 0.5
-    )
-    nine = [0.8, 0.5, 0.25, 0.4, 0.5, 0.8, 0.5, 1.0, 0.5]
-    assert model_utility(found) == pytest.approx(9 / sum(1 / v for v in nine))
-    for row in found.rows["retain"]:
-        row["truth_ratio"] = 2.0
-    assert model_utility(found) == 0
-
-
-def test_forget_quality_by_hand():
-    """Distributions that do not overlap, four rows each: p of the exact two-sided test is 2 / C(8, 4)."""
-
-    def forget(*ratios):
-        return evaluation(forget=[{"truth_ratio": r} for r in ratios])
-
-    assert forget_quality(forget(1, 2, 3, 4), forget(5, 6, 7, 8)) == pytest.approx(2 / 70)
-    assert forget_quality(forget(1, 2, 3), forget(1, 2, 3)) == 1
-
-
-def test_lumes_task_aggregate_by_hand():
-    scores = {"a": 0.5, "b": 1.0}
-    assert lume_task(scores) == pytest.approx(2 / 3)
-    assert lume_task({"a": 0.0, "b": 1.0}) == 0
+def test_a_record_holds_numbers_and_rows_and_no_words(tiny, tiny_task):
+    result = evaluate(tiny, tiny_task.but(paraphrase=()), max_new_tokens=4)
+    text = json.dumps(result.record())
+    assert "Prague" not in text
+    assert "Mara" not in text
+    again = Evaluation.of(json.loads(text))
+    assert again == dict(result)
+    assert again.rows == result.rows
+    assert again.intervals() == result.intervals()
