@@ -123,14 +123,14 @@ def tune(
     axes = _axes(chat, task, config)
     task = with_retain(chat, task)
     best = {name: values[0] for name, values in axes.items()}
-    if all(len(values) == 1 for values in axes.values()):
+    if config.trials == 1 or all(len(values) == 1 for values in axes.values()):
         target = prepare(chat, _widened(task, task.retain), best["layers"], config)
         return solve(chat, target, config.model_copy(update=best))
     held = held_out(task.retain)
     fit = _widened(task, [e for e in task.retain if e not in set(held)] or held, held)
     asked = rewrites(task.forget, "tune")
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
-    before = _rouge(chat, judge[1])
+    before = rouge(chat, judge[1])
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
     ids = tokenised(chat, fit, config)
@@ -142,9 +142,9 @@ def tune(
             prepared[layers] = prepare(chat, fit, layers, config, ids)
         edit = solve(chat, prepared[layers], config.model_copy(update=found))
         with edit.times(MARGIN).applied(chat):
-            forget = _rouge(chat, judge[0])
+            forget = rouge(chat, judge[0])
         with edit.applied(chat):
-            kept = _rouge(chat, judge[1])
+            kept = rouge(chat, judge[1])
         value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
         trials.append({**found, "forget_rouge1": forget, "retain_rouge1": kept, "loss": value})
         if progress:
@@ -153,8 +153,13 @@ def tune(
 
     lowest, edit = trial(best)
 
+    def spent() -> bool:
+        return config.trials is not None and len(trials) >= config.trials
+
     def attempt(name: str, value: Any) -> None:
         nonlocal best, lowest, edit
+        if spent():
+            return
         reached, other = trial(best | {name: value})
         if reached < lowest:
             best, lowest, edit = best | {name: value}, reached, other
@@ -164,7 +169,7 @@ def tune(
             attempt(name, value)
         if name == "coefficient" and len(values) > 1:
             largest = max(values)
-            while best[name] == largest and largest * STEP <= LARGEST_COEFFICIENT:
+            while best[name] == largest and largest * STEP <= LARGEST_COEFFICIENT and not spent():
                 largest *= STEP
                 attempt(name, largest)
     edit.meta |= {"retain_rouge1_before": before, "trials": trials}
@@ -200,7 +205,7 @@ def _widened(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example
     )
 
 
-def _rouge(chat: ChatModel, rows: Sequence[Example]) -> float:
+def rouge(chat: ChatModel, rows: Sequence[Example]) -> float:
     """Mean ROUGE-1 recall of greedy answers."""
     answers = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), TUNE_TOKENS)
     return sum(rouge_recall(a.text, e.response)[0] for a, e in zip(answers, rows, strict=True)) / len(rows)
