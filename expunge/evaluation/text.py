@@ -47,7 +47,7 @@ def repeats(answer: str) -> bool:
     return bool(_STUTTER.search(answer))
 
 
-_STUTTER = re.compile(r"(\w{1,8}?)\1{5,}")
+_STUTTER = re.compile(r"([^\W\d_]{1,8}?)\1{5,}")
 
 
 def coherence(answers: Sequence[str], perplexities: Sequence[float] | None = None) -> float:
