@@ -81,9 +81,8 @@ class Reporter:
                 cells = [f"{e[role][metric]:.3f}" if role in e else "" for e in columns.values()]
                 table.add_row(role if place == 0 else "", str(values["rows"]) if place == 0 else "", metric, *cells)
         if "deviation_score" in last:
-            table.add_row(
-                "", "", "deviation score", *(f"{e.get('deviation_score', float('nan')):.1f}" for e in columns.values())
-            )
+            scores = [f"{e['deviation_score']:.1f}" if "deviation_score" in e else "" for e in columns.values()]
+            table.add_row("", "", "deviation score", *scores)
         self.console.print(table)
 
     def samples(self, task: dict[str, Sequence[Example]], columns: dict[str, Evaluation]) -> None:

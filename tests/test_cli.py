@@ -13,7 +13,7 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from expunge import Edit, evaluate, load_model, verbs
+from expunge import Edit, ForgetTask, evaluate, load_model, unlearn, verbs
 from expunge.cli import VERBS, main
 from expunge.demo import demo_spec
 from expunge.models.generation import greedy
@@ -201,6 +201,29 @@ def test_dry_run_loads_no_weights(run, tiny_folder, files, tmp_path, monkeypatch
     assert plan["memory_bytes"] > 0
     assert plan["disk_bytes"] > 0
     assert not (tmp_path / "out").exists()
+    searched = [
+        w for w in unlearn_words(tiny_folder, files, tmp_path / "out", "--dry-run", "--json") if w not in SETTINGS
+    ]
+    code, text, _ = run(*searched)
+    assert code == 0
+    assert json.loads(text)["seconds"]["unlearning"] > 4 * plan["seconds"]["unlearning"]
+
+
+def test_dry_run_names_a_taught_direction(run, tiny, tiny_folder, files, tmp_path):
+    unlearn(tiny, ForgetTask(forget=FORGET, reference=UNKNOWN), layers=[2, 3], coefficient=1.0, ridge=0.1).save(
+        tmp_path / "taught"
+    )
+    words = unlearn_words(tiny_folder, files, tmp_path / "out", "--dry-run", "--json")
+    for more, shown in (
+        (["--set", f"direction={tmp_path / 'taught'}"], str(tmp_path / "taught")),
+        (["--teach-abstention"], "what teaching abstention writes"),
+        ([], "own"),
+    ):
+        code, text, err = run(*words, *more)
+        assert code == 0, err
+        settings = json.loads(text)["settings"]
+        assert settings["direction"] == shown
+        assert settings["answers"] == (250 if shown == "own" else 80)
 
 
 def test_methods_and_pistol(run, tmp_path):

@@ -195,6 +195,24 @@ def with_retain(chat: ChatModel, task: ForgetTask) -> ForgetTask:
     return task.but(retain=own_answers(chat, general_split()[0][:KEEP_ROWS], TUNE_TOKENS))
 
 
+def usual_trials(config: LunarConfig) -> int:
+    """How many settings are tried where the largest coefficient is not the best; 0 where nothing is to be found."""
+    own = config.direction == "own"
+    values = {
+        "layers": 3 if own else 1,
+        "coefficient": len(COEFFICIENTS if own else TAUGHT_COEFFICIENTS),
+        "ridge": len(RIDGES if own else TAUGHT_RIDGES),
+    }
+    asked = [n - 1 for name, n in values.items() if getattr(config, name) == "auto"]
+    count = sum(asked) + 1 if any(asked) else 0
+    return 0 if config.trials == 1 else min(count, config.trials or count)
+
+
+def widened_rows(forget: int, retain: int, general: int) -> int:
+    """How many prompts the search fits, of so many rows to forget and to keep, and built-in general prompts."""
+    return forget * (1 + FIT_REWRITES) + retain + min(retain, RETAIN_REWRITES) + general
+
+
 def _widened(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = ()) -> ForgetTask:
     """The forget rows with rewrites; the retain rows, some with a rewrite, and the built-in general prompts that are
     neither among them nor among the rows held out."""

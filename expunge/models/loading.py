@@ -104,6 +104,22 @@ class ChatModel:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
 
+def template_of(tokenizer: Any, asked: str | None, source: str | Path = "the model") -> str:
+    """The template that prompts are rendered with: what was asked for, else the tokenizer's, else a plain one.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or a text has no place for the prompt.
+    """
+    has_one = bool(getattr(tokenizer, "chat_template", None))
+    if asked is None:
+        return "chat" if has_one else DEFAULT_TEMPLATE
+    if asked == "chat" and not has_one:
+        raise InputError(f"{source} has no chat template; pass --template, for example {DEFAULT_TEMPLATE!r}")
+    if asked not in ("chat", "raw") and "{prompt}" not in asked:
+        raise InputError("a template is 'chat', 'raw', or a text that contains {prompt}")
+    return asked
+
+
 def load_model(
     source: str | Path = EMBEDDED,
     *,
@@ -147,13 +163,7 @@ def load_model(
     if not device_map:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.eval()
-    if template is None:
-        template = "chat" if getattr(tokenizer, "chat_template", None) else DEFAULT_TEMPLATE
-    elif template == "chat" and not getattr(tokenizer, "chat_template", None):
-        raise InputError(f"{source} has no chat template; pass --template, for example {DEFAULT_TEMPLATE!r}")
-    elif template not in ("chat", "raw") and "{prompt}" not in template:
-        raise InputError("a template is 'chat', 'raw', or a text that contains {prompt}")
-    return ChatModel(model, tokenizer, str(source), folder, template, layout)
+    return ChatModel(model, tokenizer, str(source), folder, template_of(tokenizer, template, source), layout)
 
 
 def resolve(source: str | Path, revision: str | None = None) -> Path:

@@ -29,7 +29,7 @@ def test_rows_that_tune_are_in_no_trials_fit_and_no_row_is_there_twice(pico, sma
 def test_the_best_trials_edit_is_the_result(pico, small_task, monkeypatch):
     monkeypatch.setattr(tuning, "COEFFICIENTS", (3.0, 2.0, 4.0))
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(tuning, "_rouge", lambda *_: 0.5)
+    monkeypatch.setattr(tuning, "rouge", lambda *_: 0.5)
     monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(losses))
     made, solve = [], lunar.solve
     monkeypatch.setattr(lunar, "solve", lambda *a: made.append(solve(*a)) or made[-1])
@@ -51,7 +51,7 @@ def test_the_search_goes_on_beyond_the_largest_coefficient(pico, small_task, mon
     monkeypatch.setattr(tuning, "COEFFICIENTS", (1.0, 2.0))
     monkeypatch.setattr(tuning, "LARGEST_COEFFICIENT", limit)
     left = iter(losses)
-    monkeypatch.setattr(tuning, "_rouge", lambda *_: 0.5)
+    monkeypatch.setattr(tuning, "rouge", lambda *_: 0.5)
     monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(left))
     task = small_task.but(retain=prompts.general_split()[0][5:15])
     edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
@@ -65,7 +65,7 @@ def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, 
     name = chat.layout.weight_name(1)
     weight = chat.model.get_parameter(name)
     base, seen = weight.detach().clone(), []
-    monkeypatch.setattr(tuning, "_rouge", lambda chat, rows: seen.append((set(rows), weight.detach() - base)) or 0.5)
+    monkeypatch.setattr(tuning, "rouge", lambda chat, rows: seen.append((set(rows), weight.detach() - base)) or 0.5)
     task = small_task.but(retain=prompts.general_split()[0][5:15])
     unlearn(chat, task, layers=[1], ridge=0.1)
     (_, before), (forget, part), (kept, whole), *_ = seen
@@ -109,3 +109,22 @@ def test_with_a_taught_direction_its_layers_are_the_places(pico, small_task):
     taught = unlearn(chat, small_task, layers=[0, 2], coefficient=1.0, ridge=0.1)
     assert tuning.places(chat, small_task, taught) == [(0, 2)]
     assert all(len(window) == 1 for window in tuning.places(chat, small_task, "own"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"layers": [1], "ridge": 0.1}, {"coefficient": 2.0}, {"layers": [1], "coefficient": 2.0, "ridge": 0.1}, {}],
+)
+def test_the_plan_counts_the_trials_and_rows_of_the_search(pico, small_task, monkeypatch, given):
+    """As long as the coefficient is not the largest: then the search goes on."""
+    monkeypatch.setattr(tuning, "TUNE_TOKENS", 1)
+    monkeypatch.setattr(tuning, "deviation_score", lambda *_: 1.0)  # the first is never beaten
+    monkeypatch.setattr(tuning, "windows", lambda *_: [(2,), (1,), (0,)])
+    task, fits, prepare = small_task.but(retain=prompts.general_split()[0][5:15]), [], lunar.prepare
+    monkeypatch.setattr(lunar, "prepare", lambda chat, task, *a: fits.append(task) or prepare(chat, task, *a))
+    edit = unlearn(pico("llama"), task, **given, answers=0)
+    assert len(edit.meta.get("trials", ())) == tuning.usual_trials(lunar.LunarConfig(**given, answers=0))
+    if edit.meta.get("trials"):
+        held, general = len(tuning.held_out(task.retain)), len(prompts.general_beside(task.retain))
+        kept = len(task.retain) - held
+        assert len(fits[0].forget) + len(fits[0].retain) == tuning.widened_rows(len(task.forget), kept, general)
