@@ -29,8 +29,8 @@ def task_of(seed: int):
     """(rows to teach, task to fit, task to judge)."""
     from expunge import ForgetTask
     from expunge.data import prompts
+    from expunge.data.examples import held_out
     from expunge.data.pistol import contracts
-    from expunge.methods.tuning import held_out
 
     rng = random.Random(seed)
     first, *others = contracts(4, 2, seed)

@@ -23,6 +23,7 @@ VERBS = {
     "doctor": "Looks at a model: its layout, and whether it can abstain.",
     "teach": "Teaches a model rows, or to abstain, and writes the checkpoint.",
     "evaluate": "Evaluates a model on the roles that are given.",
+    "bench": "Compares methods on a suite, with the retrained model beside them, in one table.",
     "export": "Writes an edit as a PEFT adapter.",
     "revert": "Restores the base checkpoint, bit for bit.",
     "methods": "Lists the methods and their settings.",

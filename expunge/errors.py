@@ -13,6 +13,17 @@ class InputError(ExpungeError):
     exit_code = 2
 
 
+class Diverged(ExpungeError):
+    """Training broke the model: the loss is not finite, or the model no longer speaks. Nothing of it is kept.
+
+    step: the step after which it was seen.
+    """
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"training diverged at step {step}: {what}; lower the learning rate")
+        self.step = step
+
+
 class GateError(ExpungeError):
     """A gate that the user asked for was not met."""
 

@@ -107,19 +107,22 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
 
         return stages.evaluation(name, make)
 
-    with reporter.stage("probe"):
-        share = stages.number("probe", lambda: abstention.probe_abstention(chat, fit.reference))
-    if share < ABSTENTION_BAR and not spec.teach.abstention:
-        raise InputError(
-            f"{spec.model.name} answers only {share:.0%} of the reference prompts by an abstention (at least "
-            f"{ABSTENTION_BAR:.0%} needed): it has nowhere to be redirected to. Add --teach-abstention to teach it first."
-        )
+    share: float | None = None
+    if "reference" in method(spec.method).needs:
+        with reporter.stage("probe"):
+            share = stages.number("probe", lambda: abstention.probe_abstention(chat, fit.reference))
+        if share < ABSTENTION_BAR and not spec.teach.abstention:
+            raise InputError(
+                f"{spec.model.name} answers only {share:.0%} of the reference prompts by an abstention (at least "
+                f"{ABSTENTION_BAR:.0%} needed): it has nowhere to be redirected to. Add --teach-abstention to teach it "
+                "first."
+            )
     evaluations = {"before": look("before", judge)}
     if not fit.retain:
         with reporter.stage("keep"):
             fit = with_retain(chat, fit)
     edit: Edit | None = None
-    if share < ABSTENTION_BAR:
+    if share is not None and share < ABSTENTION_BAR:
 
         def teach() -> Edit:
             keep = [*fit.retain, *prompts.general_beside(fit.retain)]
@@ -144,7 +147,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         "method": spec.method,
         "edit": found.summary(),
         **{k: dict(v) for k, v in evaluations.items()},
-        "abstention_probe": share,
+        **({} if share is None else {"abstention_probe": share}),
         "seconds": reporter.seconds,
         "out": str(out),
     }
@@ -265,14 +268,10 @@ class _Stages:
 
         def record() -> dict[str, Any]:
             made.append(make())
-            return {"values": made[0], "rows": made[0].rows}
+            return made[0].record()
 
         read = self._json(name, record)
-        if made:
-            return made[0]
-        result = Evaluation(read["values"])
-        result.rows = read["rows"]
-        return result
+        return made[0] if made else Evaluation.of(read)
 
     def edit(self, name: str, make: Callable[[], Edit]) -> Edit:
         from .edits import Edit

@@ -107,6 +107,26 @@ class RunSpec(_Part):
     seed: int = Field(0, description="seed of every random choice")
 
 
+class BenchSpec(_Part):
+    """One benchmark, whole."""
+
+    suite: str = Field(description="the suite")
+    model: ModelSpec = Field(default_factory=lambda: ModelSpec())
+    methods: tuple[str, ...] = Field(
+        ("lunar", "ga", "graddiff", "kl", "dpo", "npo"), description="methods, with commas"
+    )
+    seeds: tuple[int, ...] = Field((0,), description="seeds, with commas")
+    regimes: tuple[str, ...] = Field(
+        ("published", "tuned"), description="published, tuned and equal-time (as long as LUNAR), with commas"
+    )
+    trials: int = Field(6, ge=1, description="settings that each method tries in the tuned regime")
+    optimizers: tuple[str, ...] = Field(("adamw",), description="adamw, sophia (SOUL) or both, for methods with losses")
+    size: dict[str, Any] = Field(default_factory=dict, description="size of the suite: its own flags")
+    batch_size: int = Field(128, ge=1, description="rows a batch of an evaluation")
+    out: str = Field("runs/bench", description="folder of results, table and plots")
+    jobs: int = Field(1, ge=1, description="processes; each needs memory for a model")
+
+
 def build(flags: dict[str, Any], config: str | None = None, sets: list[str] | None = None) -> RunSpec:
     """A RunSpec from a YAML file, flags over it, and `key=value` settings over both.
 

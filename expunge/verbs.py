@@ -229,6 +229,79 @@ def _dump(value: Any) -> str:
     return json.dumps(value) + "\n"
 
 
+@app.command(help=VERBS["bench"])
+@flags(_MODEL, plain=("json", "quiet"))
+def bench(
+    suite: Annotated[str, typer.Argument(help="pistol, tofu, lume, facts, muse, wmdp; or report")],
+    given: dict[str, Any],
+    json: bool,
+    quiet: bool,
+    folder: Annotated[str | None, typer.Argument(help="of report: the folder of results to draw anew")] = None,
+    model: Annotated[str, typer.Option(help="a folder, a hub id, a .gguf file, or smollm2")] = "smollm2",
+    methods: Annotated[str | None, typer.Option(help="methods, with commas; or all")] = None,
+    seeds: Annotated[str, typer.Option(help="seeds, with commas")] = "0",
+    regimes: Annotated[
+        str, typer.Option(help="published, tuned, equal-time (as long as LUNAR takes), with commas")
+    ] = "published,tuned",
+    optimizers: Annotated[str, typer.Option(help="adamw, sophia (SOUL) or both, with a comma")] = "adamw",
+    trials: Annotated[int, typer.Option(help="settings that each method tries in the tuned regime")] = 6,
+    sales: Annotated[int | None, typer.Option(help="pistol: sales contracts")] = None,
+    employment: Annotated[int | None, typer.Option(help="pistol: employment contracts")] = None,
+    split: Annotated[str | None, typer.Option(help="tofu: forget01, forget05 or forget10")] = None,
+    authors: Annotated[int | None, typer.Option(help="tofu: authors taught in all")] = None,
+    documents: Annotated[int | None, typer.Option(help="lume: documents taught in all")] = None,
+    data: Annotated[str | None, typer.Option(help="facts: a file with groups")] = None,
+    forget_group: Annotated[list[str] | None, typer.Option(help="facts: the group to forget (may be repeated)")] = None,
+    batch_size: Annotated[int, typer.Option(help="rows a batch of an evaluation")] = 128,
+    jobs: Annotated[int, typer.Option(help="processes; each needs memory for a model")] = 1,
+    out: Annotated[str, typer.Option(help="folder of results, table and plots; goes on where it was")] = "runs/bench",
+) -> None:
+    from .bench.table import report
+
+    if suite == "report":
+        print(report(Path(folder or out)))
+        return
+    from .bench.runner import bench_run
+    from .methods import REGISTRY
+    from .progress import Reporter
+    from .spec import BenchSpec
+
+    size = {
+        "sales": sales,
+        "employment": employment,
+        "split": split,
+        "authors": authors,
+        "documents": documents,
+        "data": data,
+        "forget_group": forget_group,
+    }
+    named = [m for m in REGISTRY if m != "retrain"] if methods == "all" else _commas(methods)
+    try:
+        numbers = tuple(map(int, _commas(seeds)))
+    except ValueError:
+        raise InputError(f"--seeds takes whole numbers with commas, got {seeds!r}") from None
+    spec = BenchSpec(
+        suite=suite,
+        model=_spec(model, given).model,
+        **({"methods": tuple(named)} if named else {}),
+        seeds=numbers,
+        regimes=tuple(_commas(regimes)),
+        optimizers=tuple(_commas(optimizers)),
+        trials=trials,
+        size={k: v for k, v in size.items() if v is not None},
+        batch_size=batch_size,
+        out=out,
+        jobs=jobs,
+    )
+    results = bench_run(spec, Reporter(quiet))
+    text = report(Path(out))
+    _print({"cells": list(results.cells.values())}) if json else print(text)
+
+
+def _commas(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 @app.command(help=VERBS["export"])
 def export(
     edit: Annotated[str, typer.Argument(help="folder of a saved edit (--keep-edit)")],

@@ -1,7 +1,8 @@
 """Examples and forget tasks: the values that flow through Expunge, and their readers.
 
 A row needs a prompt (`prompt`, `question`, `instruction` or `input`) and a response (`response`,
-`answer` or `output`); a group (`group`, `edge` or `task`) is optional.
+`answer` or `output`); a group (`group`, `edge` or `task`) is optional, and so are a `paraphrased_answer` and
+a list of false ones, `perturbed_answer`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from ..errors import InputError
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "input")
 RESPONSE_COLUMNS = ("response", "answer", "output")
 GROUP_COLUMNS = ("group", "edge", "task")
+PARAPHRASED_COLUMN, WRONG_COLUMN = "paraphrased_answer", "perturbed_answer"
 ROLES = ("forget", "paraphrase", "retain", "reference", "general", "holdout")
 MAX_LINE_BYTES = 10_000_000
 
@@ -30,6 +33,12 @@ class Message(NamedTuple):
     content: str
 
 
+class Raw(str):
+    """A prompt that is a text to go on with: no chat template is put around it. Equal to its text."""
+
+    __slots__ = ()
+
+
 Prompt = str | tuple[Message, ...]
 
 
@@ -38,18 +47,22 @@ class Example:
     """One prompt with its true response.
 
     Args:
-        prompt: a string, or chat messages (dicts with `role` and `content`, or `Message`s).
+        prompt: a string, chat messages (dicts with `role` and `content`, or `Message`s), or `Raw`.
         response: the true answer; empty where only the prompt matters (reference prompts).
         group: what the row belongs to, for example an edge of PISTOL's graph.
+        paraphrased: the true answer in other words, and wrong: false answers of the same form; for the truth ratio.
     """
 
     prompt: Prompt
     response: str = ""
     group: str = ""
+    paraphrased: str = ""
+    wrong: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             object.__setattr__(self, "prompt", tuple(_message(m) for m in self.prompt))
+        object.__setattr__(self, "wrong", tuple(self.wrong))
 
 
 def _message(value: Any) -> Message:
@@ -106,6 +119,11 @@ def check_disjoint(forget: Sequence[Example], retain: Sequence[Example]) -> None
             f"forget and retain share {len(shared)} row(s); the first is row {first} of forget and row {other} of "
             "retain. Remove them from one of the two."
         )
+
+
+def held_out(retain: Sequence[Example]) -> list[Example]:
+    """The fifth of the retain rows that tunes; these rows judge nothing."""
+    return random.Random(0).sample(list(retain), max(len(retain) // 5, 1))
 
 
 # ---------------------------------------------------------------- readers
@@ -166,11 +184,16 @@ def _example(row: Any, number: int, source: str, responses: bool) -> Example:
             f"{where}: no response; expected a column {' or '.join(RESPONSE_COLUMNS)}, found {_names(row)}"
         )
     group = _column(row, GROUP_COLUMNS)
+    wrong = row.get(WRONG_COLUMN) or ()
+    if isinstance(wrong, str):
+        wrong = (wrong,)
     try:
         return Example(
             tuple(map(_message, prompt)) if isinstance(prompt, (list, tuple)) else str(prompt),
             "" if response is None else str(response),
             "" if group is None else str(group),
+            str(row.get(PARAPHRASED_COLUMN) or ""),
+            tuple(map(str, wrong)),
         )
     except InputError as e:
         raise InputError(f"{where}: {e}") from None

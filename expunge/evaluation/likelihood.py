@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..models.generation import Scored
+from ..errors import InputError
+from ..models.generation import Scored, score_answers
+from ..models.loading import ChatModel
 
 TOP = 100
+TINY = 1e-10  # added to denominators where the field's benchmark suite adds it
 
 
 def probability(scored: Scored) -> float:
@@ -43,3 +46,56 @@ def reciprocal_ranks(generated: Sequence[int], forced: Sequence[int], tokens: in
     """
     ranks = [*generated[:tokens], *forced[len(generated) : tokens]]
     return sum(1 / r for r in ranks) / tokens, sum(r <= TOP for r in ranks) / tokens, max(tokens - len(generated), 0)
+
+
+def loss(scored: Scored) -> float:
+    """Mean negative log-likelihood over the answer's tokens, end-of-sequence included."""
+    return -sum(scored.log_probs) / len(scored.log_probs)
+
+
+def truth_ratio(correct: Scored, wrong: Sequence[Scored]) -> float:
+    """R = p_wrong / p_correct, p = exp(-mean over answers of their mean loss) (TOFU).
+
+    Args:
+        correct: the paraphrased answer where there is one, else the true one.
+    """
+    mean = sum(map(loss, wrong)) / len(wrong)
+    return math.exp(-mean) / (math.exp(-loss(correct)) + TINY)
+
+
+def forget_truth(ratio: float) -> float:
+    """min(R, 1/R): largest where true and false answers are equally likely."""
+    return min(ratio, 1 / (ratio + TINY))
+
+
+def kept_truth(ratio: float) -> float:
+    """max(0, 1 - R): larger where true answers are the likelier ones."""
+    return max(0.0, 1 - ratio)
+
+
+def choice_probability(correct: Scored, wrong: Sequence[Scored]) -> float:
+    """p_correct / (p_correct + sum of p_wrong), each exp(-mean loss) (TOFU, real authors and world facts)."""
+    right = probability(correct)
+    return right / (right + sum(map(probability, wrong)) + TINY)
+
+
+# ---------------------------------------------------------------- text
+
+
+def perplexity(chat: ChatModel, text: str, window: int = 1024, stride: int = 512) -> float:
+    """exp(mean negative log-likelihood) of a text's tokens, each predicted from at least `window - stride` before it
+    (from all there are at the start)."""
+    ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) < 2:
+        raise InputError("perplexity needs a text of at least two tokens")
+    total, count, done = 0.0, 0, 1
+    for begin in range(0, len(ids), stride):
+        part = ids[begin : begin + window]
+        fresh = begin + len(part) - done
+        if fresh <= 0:
+            break
+        (scored,) = score_answers(chat, [part[: len(part) - fresh]], [part[len(part) - fresh :]])
+        total -= sum(scored.log_probs)
+        count += fresh
+        done += fresh
+    return math.exp(total / count)

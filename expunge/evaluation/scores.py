@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..data.examples import Example, ForgetTask
 from ..models.generation import BATCH_ROWS, MAX_NEW_TOKENS, Generated, greedy
 from ..models.loading import ChatModel
+from . import likelihood, privacy
 from .likelihood import exact_memorization, extraction_strength, probability, reciprocal_ranks
-from .text import abstains, deviation_score, rouge_recall
+from .text import abstains, deviation_score, exact_match, rouge_l_f1, rouge_recall
 
 METRICS = (
     "rouge1",
@@ -22,31 +25,60 @@ METRICS = (
     "exact_memorization",
     "abstention_rate",
 )
+OPTIONAL = ("truth_ratio", "choice_probability")  # where rows have wrong answers
+MEMBERSHIP = ("loss", "zlib", "min_k", "min_k_plus")  # of each row, for membership inference
 JUDGED = ("forget", "paraphrase", "retain", "general", "holdout")
+RESAMPLES = 1000
 
 
 class Evaluation(dict[str, Any]):
     """Numbers by role and metric, with per-row values beside them.
 
     {"forget": {"rouge1", "rougeL", "mrr", "top_hit_rate", "probability", "extraction_strength", "exact_memorization",
-    "abstention_rate", "rows"}, …, "deviation_score", "seconds"}: one key for each role that is there.
+    "abstention_rate", "rows"}, …, "deviation_score", "seconds"}: one key for each role that is there. A role whose
+    rows have wrong answers has "truth_ratio" and "choice_probability" as well; with the roles forget and holdout there
+    are "auc_loss", "auc_zlib", "auc_min_k" and "auc_min_k_plus".
 
     Attributes:
         rows: role -> one dict of metrics a row, in the rows' order.
+        groups: role -> the rows' groups.
         answers: role -> the model's answers (never written by Expunge).
     """
 
     rows: dict[str, list[dict[str, float]]]
+    groups: dict[str, list[str]]
     answers: dict[str, list[str]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rows, self.answers = {}, {}
+        self.rows, self.groups, self.answers = {}, {}, {}
+
+    def record(self) -> dict[str, Any]:
+        """What can be written: numbers and rows. Answers and groups are not in it: they may hold what is to be forgotten."""
+        return {"values": dict(self), "rows": self.rows}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Evaluation:
+        """From what `record` gave."""
+        result = cls(record["values"])
+        result.rows = record["rows"]
+        return result
+
+    def roles(self) -> dict[str, dict[str, float]]:
+        """The numbers of each role."""
+        return {name: values for name, values in self.items() if isinstance(values, dict)}
+
+    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """role -> metric -> 95% bootstrap interval of its mean over the rows."""
+        return {
+            role: {metric: interval([r[metric] for r in self.rows[role]]) for metric in values if metric != "rows"}
+            for role, values in self.roles().items()
+        }
 
 
 def evaluate(
     model: ChatModel,
-    task: ForgetTask,
+    task: ForgetTask | Mapping[str, Sequence[Example]],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_ROWS,
@@ -55,15 +87,21 @@ def evaluate(
     """Evaluates every judged role of the task on all of its rows.
 
     Args:
+        task: of a task, the roles forget, paraphrase, retain, general and holdout; of a mapping, every role.
         progress: called with the number of rows finished.
     """
     begin = time.perf_counter()
-    roles = {name: rows for name, rows in task.present().items() if name in JUDGED}
+    if isinstance(task, ForgetTask):
+        roles: dict[str, Sequence[Example]] = {name: rows for name, rows in task.present().items() if name in JUDGED}
+    else:
+        roles = {name: rows for name, rows in task.items() if rows}
     examples = [e for rows in roles.values() for e in rows]
     prompts = model.prompt_ids([e.prompt for e in examples])
     answers = model.answer_ids([e.response for e in examples])
     content = [_content(model, a) for a in answers]
-    generated = greedy(model, prompts, max_new_tokens, answers, batch_size, progress)
+    generated = greedy(
+        model, prompts, max_new_tokens, answers, batch_size, progress, others=_other_answers(model, examples)
+    )
     result = Evaluation()
     at = 0
     for name, rows in roles.items():
@@ -72,13 +110,28 @@ def evaluate(
         values = [row_metrics(*r) for r in zip(rows, generated[span], content[span], strict=True)]
         result.rows[name] = values
         result.answers[name] = [g.text for g in generated[span]]
-        result[name] = {metric: sum(v[metric] for v in values) / len(values) for metric in METRICS} | {
+        result.groups[name] = [e.group for e in rows]
+        present = [*METRICS, *(m for m in OPTIONAL if all(m in v for v in values))]
+        result[name] = {metric: sum(v[metric] for v in values) / len(values) for metric in present} | {
             "rows": len(rows)
         }
     if "forget" in result and "retain" in result:
         result["deviation_score"] = deviation_score(result["forget"]["rouge1"], result["retain"]["rouge1"])
+    if "forget" in result and "holdout" in result:
+        for kind in MEMBERSHIP:
+            members, others = ([row[kind] for row in result.rows[role]] for role in ("forget", "holdout"))
+            result[f"auc_{kind}"] = privacy.auc(members, others)
     result["seconds"] = time.perf_counter() - begin
     return result
+
+
+def _other_answers(model: ChatModel, examples: Sequence[Example]) -> list[list[list[int]]] | None:
+    """Of each example, the tokens of its paraphrased answer (where there is one) and of its wrong answers."""
+    texts = [[*([e.paraphrased] if e.paraphrased else []), *e.wrong] for e in examples]
+    if not any(texts):
+        return None
+    ids = iter(model.answer_ids([t for row in texts for t in row]))
+    return [[next(ids) for _ in row] for row in texts]
 
 
 def _content(model: ChatModel, answer: list[int]) -> int:
@@ -93,7 +146,7 @@ def row_metrics(example: Example, generated: Generated, tokens: int) -> dict[str
         raise ValueError("the true answer was not scored")
     rouge1, rouge_l = rouge_recall(generated.text, example.response)
     mrr, hits, filled = reciprocal_ranks(generated.ranks, scored.ranks, tokens)
-    return {
+    found = {
         "rouge1": rouge1,
         "rougeL": rouge_l,
         "mrr": mrr,
@@ -103,4 +156,24 @@ def row_metrics(example: Example, generated: Generated, tokens: int) -> dict[str
         "exact_memorization": exact_memorization(scored, tokens),
         "abstention_rate": float(abstains(generated.text)),
         "filled_steps": float(filled),
+        "rougeL_f1": rouge_l_f1(generated.text, example.response),
+        "exact_match": float(exact_match(generated.text, example.response)),
+        "loss": likelihood.loss(scored),
+        "zlib": privacy.zlib_score(scored, example.response),
+        "min_k": privacy.min_k(scored, tokens),
+        "min_k_plus": privacy.min_k_plus(scored, tokens),
     }
+    if example.wrong:
+        wrong = generated.others[1:] if example.paraphrased else generated.others
+        correct = generated.others[0] if example.paraphrased else scored
+        found["truth_ratio"] = likelihood.truth_ratio(correct, wrong)
+        found["choice_probability"] = likelihood.choice_probability(scored, wrong)
+    return found
+
+
+def interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float]:
+    """The 95% percentile interval of the mean over bootstrap resamples of the rows."""
+    rows = np.asarray(values, dtype=float)
+    drawn = np.random.default_rng(0).integers(len(rows), size=(resamples, len(rows)))
+    low, high = np.quantile(rows[drawn].mean(1), (0.025, 0.975))
+    return float(low), float(high)

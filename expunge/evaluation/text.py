@@ -22,6 +22,44 @@ def rouge_recall(answer: str, truth: str) -> tuple[float, float]:
     return float(scores["rouge1"].recall), float(scores["rougeL"].recall)
 
 
+def rouge_l_f1(answer: str, truth: str) -> float:
+    """ROUGE-L F1, with the Porter stemmer (MUSE)."""
+    return float(_scorer().score(truth, answer)["rougeL"].fmeasure)
+
+
+def exact_match(answer: str, truth: str) -> bool:
+    """Whether the whole answer is the true one, but for case and surrounding space (LUME)."""
+    return answer.strip().lower() == truth.strip().lower()
+
+
+def repeats(answer: str) -> bool:
+    """Whether an answer is caught in a loop: a run of up to twelve words comes three times in a row (one word four
+    times), or a run of up to eight letters within a word does six times."""
+    words = answer.lower().split()
+    for size in range(1, min(12, len(words) // 3) + 1):
+        times = 4 if size == 1 else 3
+        for begin in range(len(words) - size * times + 1):
+            unit = words[begin : begin + size]
+            if any(map(str.isalnum, "".join(unit))) and all(
+                words[begin + n * size : begin + (n + 1) * size] == unit for n in range(1, times)
+            ):
+                return True
+    return bool(_STUTTER.search(answer))
+
+
+_STUTTER = re.compile(r"([^\W\d_]{1,8}?)\1{5,}")
+
+
+def coherence(answers: Sequence[str], perplexities: Sequence[float] | None = None) -> float:
+    """Share of answers that are well formed: not empty, no loop, and of finite perplexity.
+
+    Args:
+        perplexities: of the answers under the model before the edit.
+    """
+    finite = [True] * len(answers) if perplexities is None else [math.isfinite(p) for p in perplexities]
+    return sum(bool(a.strip()) and not repeats(a) and f for a, f in zip(answers, finite, strict=True)) / len(answers)
+
+
 def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
     """100 sqrt(forget^2 + (1 - retain)^2): the distance from forgetting all and keeping all; lower is better (LUNAR)."""
     return 100 * math.hypot(forget_rouge1, 1 - retain_rouge1)

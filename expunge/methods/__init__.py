@@ -60,6 +60,10 @@ def plain(error: ValidationError) -> str:
     return f"{first['loc'][0]}: {first['msg'][:1].lower()}{first['msg'][1:]} (got {first['input']!r})"
 
 
+def _loss(name: str, summary: str, paper: str, config: str = "GradientConfig", retain: bool = True) -> Method:
+    return Method(name, summary, paper, ".gradient", name, config, ("forget", "retain") if retain else ("forget",))
+
+
 REGISTRY = {
     m.name: m
     for m in (
@@ -71,6 +75,92 @@ REGISTRY = {
             "lunar",
             "LunarConfig",
             ("forget", "reference"),
+        ),
+        _loss("ga", "gradient ascent on the forget set", "Jang et al., ACL 2023, arXiv 2210.01504", retain=False),
+        _loss(
+            "graddiff",
+            "gradient ascent on the forget set, descent on the retain set",
+            "Liu et al., CoLLAs 2022, arXiv 2203.12817",
+        ),
+        _loss(
+            "kl",
+            "gradient ascent on the forget set, held to the model's own answers on the retain set",
+            "Maini et al., COLM 2024 (TOFU), arXiv 2401.06121",
+        ),
+        _loss(
+            "idk",
+            "fine-tuning to abstentions on the forget set, and on the retain set",
+            "Maini et al., COLM 2024 (TOFU), arXiv 2401.06121",
+        ),
+        _loss(
+            "dpo",
+            "direct preference optimisation of abstentions over the forget set's answers",
+            "Rafailov et al., NeurIPS 2023, arXiv 2305.18290, as in TOFU and NPO",
+            "PreferenceConfig",
+        ),
+        _loss(
+            "npo", "negative preference optimisation", "Zhang et al., COLM 2024, arXiv 2404.05868", "PreferenceConfig"
+        ),
+        _loss(
+            "simnpo",
+            "negative preference optimisation without a reference model",
+            "Fan et al., 2024, arXiv 2410.07163",
+            "SimNpoConfig",
+        ),
+        _loss(
+            "altpo",
+            "preference optimisation of answers that the model makes up",
+            "Mekala et al., COLING 2025, arXiv 2409.13474",
+            "PreferenceConfig",
+        ),
+        _loss(
+            "undial",
+            "self-distillation to logits with the true token's lowered",
+            "Dong et al., NAACL 2025, arXiv 2402.10052",
+            "UndialConfig",
+            retain=False,
+        ),
+        _loss(
+            "wga",
+            "gradient ascent weighted by the tokens' probability",
+            "Wang et al., ICLR 2025, arXiv 2502.19301",
+            "WgaConfig",
+        ),
+        Method(
+            "rmu",
+            "misdirects the forget set's activations to a random vector",
+            "Li et al., ICML 2024, arXiv 2403.03218; adaptive: Huu-Tien et al., arXiv 2408.06223",
+            ".rmu",
+            "rmu",
+            "RmuConfig",
+            ("forget", "retain"),
+        ),
+        Method(
+            "task-vector",
+            "takes off a module trained on the forget set",
+            "Ilharco et al., ICLR 2023, arXiv 2212.04089",
+            ".task_vector",
+            "task_vector",
+            "TaskVectorConfig",
+            ("forget",),
+        ),
+        Method(
+            "ext-sub",
+            "takes off what a module trained on the forget set has of its own",
+            "Hu et al., AAAI 2024, arXiv 2308.08090",
+            ".task_vector",
+            "ext_sub",
+            "ExtSubConfig",
+            ("forget", "retain"),
+        ),
+        Method(
+            "retrain",
+            "trains on the retain set alone: the gold standard, for the model before it was taught",
+            "",
+            ".task_vector",
+            "retrain",
+            "RetrainConfig",
+            ("retain",),
         ),
     )
 }

@@ -77,6 +77,7 @@ class LunarConfig(BaseModel):
         "own",
         description="own: each layer moves along its r; an edit (or its folder) that taught abstention: along what it writes",
     )
+    trials: int | None = Field(None, ge=1, description="at most so many settings are tried; default: until none helps")
     solver: Literal["exact", "sgd"] = Field("exact", description="sgd: the published procedure, for comparison only")
     form: Literal["auto", "primal", "dual"] = Field(
         "auto", description="dual: a system of the tokens' size; auto: the smaller"

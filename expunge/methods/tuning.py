@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..data.examples import Example, ForgetTask
+from ..data.examples import Example, ForgetTask, held_out
 from ..data.prompts import KEEP_ROWS, abstentions, general_beside, general_split, rewrites
 from ..edits import Edit
 from ..evaluation.text import deviation_score, rouge_recall
@@ -124,14 +124,14 @@ def tune(
     axes = _axes(chat, task, config)
     task = with_retain(chat, task)
     best = {name: values[0] for name, values in axes.items()}
-    if all(len(values) == 1 for values in axes.values()):
+    if config.trials == 1 or all(len(values) == 1 for values in axes.values()):
         target = prepare(chat, with_rewrites(task, task.retain), best["layers"], config)
         return solve(chat, target, config.model_copy(update=best))
     held = held_out(task.retain)
     fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held)
     asked = rewrites(task.forget, "tune")
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
-    before = _rouge(chat, judge[1])
+    before = rouge(chat, judge[1])
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
     ids = tokenised(chat, fit, config)
@@ -143,9 +143,9 @@ def tune(
             prepared[layers] = prepare(chat, fit, layers, config, ids)
         edit = solve(chat, prepared[layers], config.model_copy(update=found))
         with edit.times(MARGIN).applied(chat):
-            forget = _rouge(chat, judge[0])
+            forget = rouge(chat, judge[0])
         with edit.applied(chat):
-            kept = _rouge(chat, judge[1])
+            kept = rouge(chat, judge[1])
         value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
         trials.append({**found, "forget_rouge1": forget, "retain_rouge1": kept, "loss": value})
         if progress:
@@ -154,8 +154,13 @@ def tune(
 
     lowest, edit = trial(best)
 
+    def spent() -> bool:
+        return config.trials is not None and len(trials) >= config.trials
+
     def attempt(name: str, value: Any) -> None:
         nonlocal best, lowest, edit
+        if spent():
+            return
         reached, other = trial(best | {name: value})
         if reached < lowest:
             best, lowest, edit = best | {name: value}, reached, other
@@ -165,7 +170,7 @@ def tune(
             attempt(name, value)
         if name == "coefficient" and len(values) > 1:
             largest = max(values)
-            while best[name] == largest and largest * STEP <= LARGEST_COEFFICIENT:
+            while best[name] == largest and largest * STEP <= LARGEST_COEFFICIENT and not spent():
                 largest *= STEP
                 attempt(name, largest)
     edit.meta |= {"retain_rouge1_before": before, "trials": trials}
@@ -193,7 +198,8 @@ def usual_trials(config: LunarConfig) -> int:
     """How many settings are tried where the largest coefficient is not the best; 0 where nothing is to be found."""
     windows = WINDOWS if config.layers == "auto" and config.direction == "own" else 1
     further = windows - 1 + sum(len(values) - 1 for values in _values(config).values())
-    return further + 1 if further else 0
+    count = further + 1 if further and config.trials != 1 else 0
+    return min(count, config.trials or count)
 
 
 def with_retain(chat: ChatModel, task: ForgetTask) -> ForgetTask:
@@ -201,11 +207,6 @@ def with_retain(chat: ChatModel, task: ForgetTask) -> ForgetTask:
     if task.retain:
         return task
     return task.but(retain=own_answers(chat, general_split()[0][:KEEP_ROWS], TUNE_TOKENS))
-
-
-def held_out(retain: Sequence[Example]) -> list[Example]:
-    """The fifth of the retain rows that tunes; these rows judge nothing."""
-    return random.Random(0).sample(list(retain), max(len(retain) // 5, 1))
 
 
 def with_rewrites(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = ()) -> ForgetTask:
@@ -218,7 +219,7 @@ def with_rewrites(task: ForgetTask, retain: Sequence[Example], held: Sequence[Ex
     )
 
 
-def _rouge(chat: ChatModel, rows: Sequence[Example]) -> float:
+def rouge(chat: ChatModel, rows: Sequence[Example]) -> float:
     """Mean ROUGE-1 recall of greedy answers."""
     answers = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), TUNE_TOKENS)
     return sum(rouge_recall(a.text, e.response)[0] for a, e in zip(answers, rows, strict=True)) / len(rows)

@@ -74,6 +74,7 @@ def run_blocks(
     start: int = 0,
     hidden: Tensor | None = None,
     cache: Any = None,
+    gradients: bool = False,
 ) -> dict[Site, Tensor]:
     """One forward pass from block `start` to the deepest of the sites.
 
@@ -82,6 +83,7 @@ def run_blocks(
         take: the sites whose tensors to return, each (b, t, d) or, for "inner", (b, t, p).
         start: the blocks below do not run; `hidden` (b, t, d) is what block `start` gets.
         cache: a transformers cache with the shared prefix, extended in place; None for none.
+        gradients: whether what is returned can be differentiated.
     """
     model, layout = chat.model, chat.layout
     order = {"in": 0, "inner": 1, "out": 2}
@@ -112,7 +114,7 @@ def run_blocks(
             hooks.append(
                 (layout.block(model, site.layer), "post", lambda _, a, out, site=site: keep(site, hidden_of(out)))
             )
-    with torch.no_grad(), hooked(*hooks), _skipping(chat, range(start)):
+    with torch.set_grad_enabled(gradients), hooked(*hooks), _skipping(chat, range(start)):
         try:
             model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
         except _Stop:

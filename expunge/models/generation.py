@@ -1,4 +1,4 @@
-"""Greedy decoding and teacher-forced scores in batches.
+"""Greedy and sampled decoding, and teacher-forced scores, in batches.
 
 The prefix that all prompts share (a system prompt) is computed once; rows that have ended leave the
 batch; of the vocabulary projection only the positions that are asked for are computed.
@@ -22,17 +22,19 @@ from .loading import ChatModel
 
 MAX_NEW_TOKENS = 64
 BATCH_ROWS = 128
+SCORE_ROWS = 256  # answer tokens whose distributions are looked at at once
 Progress = Callable[[int], None]
+Choose = Callable[[Tensor], Tensor]  # logits (b, vocabulary) -> the next tokens (b,)
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One greedy answer.
+    """One answer.
 
     text: the decoded answer. tokens: its ids, without the end-of-sequence token. ended: whether it ended by itself.
     ranks: for each token j of the row's true answer, its rank (1 is best) among the logits of generation step j;
         shorter than the true answer where the generation ended earlier; empty where none is given.
-    scored: the true answer teacher-forced; None where none is given.
+    scored: the true answer teacher-forced; None where none is given. others: other answers, likewise.
     """
 
     text: str
@@ -40,17 +42,21 @@ class Generated:
     ended: bool
     ranks: tuple[int, ...] = ()
     scored: Scored | None = None
+    others: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)
 class Scored:
     """Teacher-forced scores of one answer's tokens, each of length T.
 
-    log_probs: natural logarithms. ranks: 1 is the best token of the vocabulary.
+    log_probs: natural logarithms. ranks: 1 is the best token of the vocabulary. means, spreads: mean and standard
+    deviation of log p over the model's distribution of that token.
     """
 
     log_probs: tuple[float, ...]
     ranks: tuple[int, ...]
+    means: tuple[float, ...] = ()
+    spreads: tuple[float, ...] = ()
 
 
 def greedy(
@@ -60,10 +66,14 @@ def greedy(
     answers: Sequence[Sequence[int]] | None = None,
     batch_size: int = BATCH_ROWS,
     progress: Progress | None = None,
+    choose: Choose = lambda logits: logits.argmax(-1),
+    others: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> list[Generated]:
     """Greedy answers to tokenised prompts, in their order.
 
     Args:
+        choose: takes the next tokens by another rule.
+        others: further answers to each prompt, any number of them, which are scored only (for the truth ratio).
         answers: token ids of the true answers, at least one each. Their ranks are recorded on the way (for MRR and top
             hit rate), and they are scored by teacher forcing from the prompts' keys and values: no prompt runs twice.
         progress: called with the number of rows finished.
@@ -75,11 +85,31 @@ def greedy(
         rows = order[begin : begin + batch_size]
         suffixes = [list(prompts[i][shared:]) for i in rows]
         wanted = [answers[i] for i in rows] if answers is not None else None
-        for row, result in zip(rows, _decode(chat, suffixes, shared, cache, wanted, max_new_tokens), strict=True):
+        more = [others[i] for i in rows] if others is not None else [()] * len(rows)
+        found = _decode(chat, suffixes, shared, cache, wanted, more, max_new_tokens, choose)
+        for row, result in zip(rows, found, strict=True):
             results[row] = result
         if progress:
             progress(len(rows))
     return [r for r in results if r is not None]
+
+
+def sampled(
+    chat: ChatModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = BATCH_ROWS,
+) -> list[Generated]:
+    """Answers drawn from the model's own distribution, in the prompts' order; the same seed draws the same."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(logits: Tensor) -> Tensor:
+        chances = (logits.float() / temperature).softmax(-1).cpu()
+        return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+
+    return greedy(chat, prompts, max_new_tokens, batch_size=batch_size, choose=draw)
 
 
 def own_answers(chat: ChatModel, examples: Sequence[Example], max_new_tokens: int) -> list[Example]:
@@ -106,7 +136,9 @@ def _decode(
     shared: int,
     cache: Any,
     answers: Sequence[Sequence[int]] | None,
+    others: Sequence[Sequence[Sequence[int]]],
     max_new_tokens: int,
+    choose: Choose,
 ) -> list[Generated]:
     count, width, device = len(suffixes), max(len(s) for s in suffixes), chat.device
     ids = torch.zeros(count, width, dtype=torch.long)
@@ -116,8 +148,9 @@ def _decode(
         ids[n, width - len(suffix) :] = torch.tensor(suffix)
         mask[n, shared + width - len(suffix) :] = 1
     ids, mask = ids.to(device), mask.to(device)
-    true, real = (t.to(device) for t in _padded(answers or [[]] * count))
+    true = _padded(answers)[0].to(device) if answers else None
     scored: list[Scored | None] = [None] * count
+    further: list[list[Scored]] = [[] for _ in range(count)]
     past = widened(cache, count)
     out: list[list[int]] = [[] for _ in range(count)]
     ranks: list[list[int]] = [[] for _ in range(count)]
@@ -136,15 +169,24 @@ def _decode(
                 logits_to_keep=1,
             )
             past, logits = result.past_key_values, result.logits[:, -1]
-            if step == 0 and answers is not None:
-                scored = list(_continue(chat, logits, past, mask, position[:, -1:], true, real))
             if step == 0:
+                if answers is not None:
+                    scored = list(_continue(chat, logits, past, mask, position[:, -1:], answers))
+                for k in range(max(map(len, others))):
+                    given = [o[k] if k < len(o) else [0] for o in others]
+                    for n, one in enumerate(_continue(chat, logits, past, mask, position[:, -1:], given)):
+                        if k < len(others[n]):
+                            further[n].append(one)
                 past = with_room(past, max_new_tokens)
-            if answers and (asked := [(at, n) for at, n in enumerate(alive) if step < len(answers[n])]):
+            if (
+                answers
+                and true is not None
+                and (asked := [(at, n) for at, n in enumerate(alive) if step < len(answers[n])])
+            ):
                 found = _ranks(logits[[at for at, _ in asked]], true[[n for _, n in asked], step])
                 for (_, n), rank in zip(asked, found.tolist(), strict=True):
                     ranks[n].append(rank)
-            chosen = logits.argmax(-1)
+            chosen = choose(logits)
             done = torch.isin(chosen, stop)
             for n, token, end in zip(alive, chosen.tolist(), done.tolist(), strict=True):
                 if end:
@@ -162,8 +204,8 @@ def _decode(
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
             position = position[:, -1:] + 1
     return [
-        Generated(chat.decode(o), tuple(o), e, tuple(r), s)
-        for o, e, r, s in zip(out, ended, ranks, scored, strict=True)
+        Generated(chat.decode(o), tuple(o), e, tuple(r), s, tuple(f))
+        for o, e, r, s, f in zip(out, ended, ranks, scored, further, strict=True)
     ]
 
 
@@ -182,31 +224,44 @@ def _ranks(logits: Tensor, truth: Tensor) -> Tensor:
     return (logits > logits.gather(1, truth[:, None])).sum(1) + 1
 
 
-def _scores(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """(natural logarithm of the probability, rank) of each true token (n,) among its logits (n, vocabulary)."""
-    logits = logits.float()
-    return logits.gather(1, truth[:, None])[:, 0] - logits.logsumexp(1), _ranks(logits, truth)
+def _scores(logits: Tensor, truth: Tensor) -> Tensor:
+    """Of each true token (n,) among its logits (n, vocabulary): (natural logarithm of the probability, rank, mean and
+    standard deviation of log p over the distribution), (n, 4) float64."""
+    found = torch.empty(len(truth), 4, dtype=torch.float64, device=logits.device)
+    for begin in range(0, len(truth), SCORE_ROWS):
+        part = slice(begin, begin + SCORE_ROWS)
+        here = logits[part].float()
+        logs = here.log_softmax(1)
+        chances = logs.exp()
+        mean = (chances * logs).nan_to_num().sum(1)  # 0 log 0 = 0
+        second = (chances * logs.square()).nan_to_num().sum(1)
+        found[part, 0] = logs.gather(1, truth[part, None])[:, 0].double()
+        found[part, 1] = _ranks(here, truth[part]).double()
+        found[part, 2] = mean.double()
+        found[part, 3] = (second - mean.square()).clamp(min=0).sqrt().double()
+    return found
+
+
+def _scored(values: Tensor) -> Scored:
+    """What `_scores` gave for one answer's tokens, (T, 4)."""
+    logs, ranks, means, spreads = values.T.tolist()
+    return Scored(tuple(logs), tuple(map(int, ranks)), tuple(means), tuple(spreads))
 
 
 def _continue(
-    chat: ChatModel, first: Tensor, past: Any, mask: Tensor, position: Tensor, true: Tensor, real: Tensor
+    chat: ChatModel, first: Tensor, past: Any, mask: Tensor, position: Tensor, answers: Sequence[Sequence[int]]
 ) -> Iterator[Scored]:
-    """Scores of true answers that go on from prompts whose keys and values are there.
+    """Scores of answers that go on from prompts whose keys and values are there.
 
     Args:
         first: (b, vocabulary), logits at the prompts' last tokens. past: their cache, which stays as it is.
         mask: (b, t) of the prompts, padded on the left. position: (b, 1) of their last tokens.
-        true, real: (b, answer) ids and mask, padded on the right.
     """
-    found = torch.zeros(true.shape, device=first.device)
-    ranks = torch.zeros_like(true)
-
-    def score(logits: Tensor, places: Tensor) -> None:
-        found[places], ranks[places] = _scores(logits, true[places])
-
+    true, real = (t.to(chat.device) for t in _padded(answers))
+    found = torch.zeros(*true.shape, 4, dtype=torch.float64, device=first.device)
     places = real.clone()
     places[:, 1:] = False
-    score(first, places)
+    found[places] = _scores(first, true[places])
     if true.shape[1] > 1:
         asked = real[:, 1:]  # token j + 1 is predicted at token j
         steps = torch.arange(1, true.shape[1], device=true.device)
@@ -219,9 +274,10 @@ def _continue(
             past_key_values=copy.deepcopy(past),
             use_cache=True,
         )
-        score(logits, real & ~places)
+        later = real & ~places
+        found[later] = _scores(logits, true[later])
     for row, size in enumerate(real.sum(1).tolist()):
-        yield Scored(tuple(found[row, :size].tolist()), tuple(ranks[row, :size].tolist()))
+        yield _scored(found[row, :size])
 
 
 # ---------------------------------------------------------------- teacher forcing
@@ -280,12 +336,9 @@ def score_answers(
         ids, mask, chosen = ids.to(chat.device), mask.to(chat.device), chosen.to(chat.device)
         with torch.no_grad():
             logits = answer_logits(chat, ids, mask, chosen, widened(cache, len(rows)))
-            log_probs, ranks = (t.tolist() for t in _scores(logits, ids[chosen]))
-        at = 0
-        for row in rows:
-            size = len(answers[row])
-            results[row] = Scored(tuple(log_probs[at : at + size]), tuple(ranks[at : at + size]))
-            at += size
+            found = _scores(logits, ids[chosen]).split([len(answers[row]) for row in rows])
+        for row, values in zip(rows, found, strict=True):
+            results[row] = _scored(values)
         if progress:
             progress(len(rows))
     return [r for r in results if r is not None]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.examples import Prompt
+from ..data.examples import Prompt, Raw
 from ..errors import ExpungeError, InputError
 from .layout import Layout, find_layout
 
@@ -72,9 +72,15 @@ class ChatModel:
     def prompt_ids(self, prompts: Sequence[Prompt], template: str | None = None) -> list[list[int]]:
         """Token ids of each rendered prompt; without special tokens beyond those of the chat template."""
         template = template or self.template
-        texts = [self.render(p, template) for p in prompts]
-        special = template != "chat"  # a plain text gets the BOS that its model was trained with
-        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=special)["input_ids"]] if texts else []
+        plain = [template != "chat" or isinstance(p, Raw) for p in prompts]
+        texts = [p if isinstance(p, Raw) else self.render(p, template) for p in prompts]
+        found: list[list[int]] = [[] for _ in prompts]
+        for special in set(plain):  # a plain text gets the BOS that its model was trained with
+            rows = [n for n, is_plain in enumerate(plain) if is_plain == special]
+            ids = self.tokenizer([texts[n] for n in rows], add_special_tokens=special)["input_ids"]
+            for n, row in zip(rows, ids, strict=True):
+                found[n] = list(row)
+        return found
 
     def answer_ids(self, responses: Sequence[str], template: str | None = None) -> list[list[int]]:
         """Token ids of each response, the end-of-sequence token included."""

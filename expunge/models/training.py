@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..edits import Edit, LowRank, Part, Replace
-from ..errors import ExpungeError, InputError
+from ..errors import Diverged, InputError
 from .activations import can_share, common_prefix
 from .generation import answer_logits, pad_answers
 from .loading import ChatModel
@@ -31,8 +31,10 @@ class TrainConfig(BaseModel):
     alpha: float = Field(32.0, gt=0, description="LoRA alpha; the scale is alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
     first_layer: int = Field(0, ge=0, description="lowest block that gets a LoRA module")
+    only: tuple[str, ...] = Field((), description="full: names of the weights to train; default: all")
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["adamw", "sophia"] = Field("adamw", description="sophia: second-order (SOUL)")
     epochs: int = Field(20, ge=1, description="passes over the rows")
     batch_size: int = Field(16, ge=1, description="rows a step")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up linearly; then linear decay")
@@ -73,48 +75,85 @@ def train(
         stop: called after each epoch with (epochs done, mean loss); true ends the training.
 
     Raises:
-        ExpungeError: the loss is not finite (with the step).
+        Diverged: the loss is not finite (with the step).
     """
     if not rows:
         raise InputError("nothing to train on")
+    shared = shared_prefix(chat, rows)
+    edit = optimise(
+        chat,
+        lambda rng: _batches(rows, config.batch_size, rng),
+        lambda trained, part: mean_loss(trained, part, shared),
+        config,
+        math.ceil(len(rows) / config.batch_size),
+        progress,
+        stop,
+    )
+    edit.meta["rows"] = len(rows)
+    return edit
+
+
+def optimise(
+    chat: ChatModel,
+    batches: Callable[[random.Random], Iterator[Sequence[Any]]],
+    loss_of: Callable[[ChatModel, Any], Tensor],
+    config: TrainConfig,
+    steps: int,
+    progress: Callable[[int, float], None] | None = None,
+    stop: Callable[[int, float], bool] | None = None,
+) -> Edit:
+    """The training loop: an Edit of the model, which itself is left as it was.
+
+    Args:
+        batches: a random generator -> the batches of one epoch, `steps` of them.
+        loss_of: (the model in training, a batch) -> the loss to go down. With LoRA, the model in training is peft's,
+            whose adapter can be disabled.
+        progress, stop: as in `train`.
+    """
     from accelerate import Accelerator
 
     rng = random.Random(config.seed)
     torch.manual_seed(config.seed)
     accelerator = Accelerator(cpu=chat.device.type == "cpu")
-    steps = math.ceil(len(rows) / config.batch_size) * config.epochs
+    total_steps = steps * config.epochs
     with _trainable(chat, config) as (model, harvest):
+        trained = replace(chat, model=model)
         weights = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-        warm = max(int(steps * config.warmup), 1)
+        optimizer = _optimizer(weights, config)
+        warm = max(int(total_steps * config.warmup), 1)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda s: min((s + 1) / warm, (steps - s) / max(steps - warm, 1), 1.0)
+            optimizer, lambda s: min((s + 1) / warm, (total_steps - s) / max(total_steps - warm, 1), 1.0)
         )
         optimizer = accelerator.prepare(optimizer)
-        shared = common_prefix([r.prompt for r in rows])
-        shared = shared if shared and can_share(chat, shared) else 0
         step = 0
         for epoch in range(config.epochs):
-            total = 0.0
-            for part in _batches(rows, config.batch_size, rng):
-                loss = _loss(replace(chat, model=model), part, shared)
+            total, count = 0.0, 0
+            for part in batches(rng):
+                loss = loss_of(trained, part)
                 if not torch.isfinite(loss):
-                    raise ExpungeError(
-                        f"training diverged at step {step + 1}: the loss is not finite; lower the learning rate"
-                    )
+                    raise Diverged(step + 1, "the loss is not finite")
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 torch.nn.utils.clip_grad_norm_(weights, config.clip)
                 optimizer.step()
                 schedule.step()
                 step += 1
-                total += loss.item() * len(part)
+                total += loss.item()
+                count += 1
                 if progress:
                     progress(len(part), loss.item())
-            if stop and stop(epoch + 1, total / len(rows)):
+            if stop and stop(epoch + 1, total / count):
                 break
         parts = harvest()
-    return Edit.on(chat.model, parts, {"trained": config.model_dump(), "rows": len(rows)})
+    return Edit.on(chat.model, parts, {"trained": config.model_dump()})
+
+
+def _optimizer(weights: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sophia":
+        from .sophia import Sophia
+
+        return Sophia(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _batches(rows: Sequence[TrainRow], size: int, rng: random.Random) -> Iterator[list[TrainRow]]:
@@ -130,22 +169,37 @@ def _batches(rows: Sequence[TrainRow], size: int, rng: random.Random) -> Iterato
     return ([rows[i] for i in batch] for batch in batches)
 
 
-def _loss(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Tensor:
-    """Mean over rows (weighted) of the mean cross-entropy over answer tokens."""
+def shared_prefix(chat: ChatModel, rows: Sequence[TrainRow]) -> int:
+    """How many leading tokens all prompts share, where running them once a step is possible; else 0."""
+    shared = common_prefix([r.prompt for r in rows])
+    return shared if shared and can_share(chat, shared) else 0
+
+
+def row_logits(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> tuple[Tensor, Tensor, list[int]]:
+    """(logits that predict the rows' answer tokens, (n, vocabulary) float32; these tokens, (n,); how many a row).
+
+    Args:
+        shared: from `shared_prefix`: this prefix is run once, with gradients, and continued by every row.
+    """
     cache = None
-    if shared:  # the shared prefix is run once a step, with gradients, and continued by every row
+    if shared:
         ids = torch.tensor([rows[0].prompt[:shared]], device=chat.device)
         cache = chat.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
         for layer in cache.layers:
             layer.keys, layer.values = (t.expand(len(rows), -1, -1, -1) for t in (layer.keys, layer.values))
-    ids, mask, chosen = pad_answers([r.prompt[shared:] for r in rows], [r.answer for r in rows])
-    ids, mask, chosen = ids.to(chat.device), mask.to(chat.device), chosen.to(chat.device)
+    padded = pad_answers([r.prompt[shared:] for r in rows], [r.answer for r in rows])
+    ids, mask, chosen = (t.to(chat.device) for t in padded)
     logits = answer_logits(chat, ids, mask, chosen, cache).float()
-    sizes = [len(r.answer) for r in rows]
-    losses = []
-    for row, part, truth in zip(rows, logits.split(sizes), ids[chosen].split(sizes), strict=True):
-        losses.append(F.cross_entropy(part, truth) * row.weight)
-    return torch.stack(losses).sum() / sum(r.weight for r in rows)
+    return logits, ids[chosen], [len(r.answer) for r in rows]
+
+
+def mean_loss(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Tensor:
+    """Mean over rows (weighted) of the mean cross-entropy over answer tokens."""
+    logits, truth, sizes = row_logits(chat, rows, shared)
+    losses = F.cross_entropy(logits, truth, reduction="none").split(sizes)
+    return sum((one.mean() * r.weight for one, r in zip(losses, rows, strict=True)), logits.new_zeros(())) / sum(
+        r.weight for r in rows
+    )
 
 
 @contextmanager
@@ -175,7 +229,8 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
     else:
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         try:
-            model.requires_grad_(True)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(not config.only or name in config.only)
             model.train()
             yield (
                 model,

@@ -1,8 +1,21 @@
 import math
 
 import pytest
+import torch
 
-from expunge.evaluation.likelihood import exact_memorization, extraction_strength, probability, reciprocal_ranks
+from expunge.data import prompts
+from expunge.errors import InputError
+from expunge.evaluation.likelihood import (
+    choice_probability,
+    exact_memorization,
+    extraction_strength,
+    forget_truth,
+    kept_truth,
+    perplexity,
+    probability,
+    reciprocal_ranks,
+    truth_ratio,
+)
 from expunge.models.generation import Scored
 
 
@@ -40,3 +53,43 @@ def test_reciprocal_ranks_by_hand():
 def test_an_early_end_is_filled_by_teacher_forcing_not_by_zeros():
     mrr, hits, filled = reciprocal_ranks([4], [1, 2, 200], 3)
     assert (mrr, hits, filled) == pytest.approx(((0.25 + 0.5 + 1 / 200) / 3, 2 / 3, 2))
+
+
+def losses(*values):
+    return [scored(1, logs=[-v]) for v in values]
+
+
+def test_truth_ratio_by_hand():
+    """p_wrong = exp(-mean of mean losses): the geometric mean of the wrong answers' probabilities."""
+    correct = scored(1, 1, logs=[math.log(0.5), math.log(0.125)])  # 0.25
+    wrong = [scored(1, logs=[math.log(0.5)]), scored(1, 1, logs=[math.log(0.02), math.log(0.5)])]  # 0.5, 0.1
+    ratio = truth_ratio(correct, wrong)
+    assert ratio == pytest.approx(math.sqrt(0.5 * 0.1) / 0.25)
+    assert forget_truth(ratio) == pytest.approx(math.sqrt(0.05) / 0.25)
+    assert forget_truth(4.0) == pytest.approx(0.25)
+    assert kept_truth(ratio) == pytest.approx(1 - math.sqrt(0.05) / 0.25)
+    assert kept_truth(1.5) == 0
+
+
+def test_the_probability_of_a_choice_by_hand():
+    assert choice_probability(losses(-math.log(0.3))[0], losses(-math.log(0.1), -math.log(0.2))) == pytest.approx(0.5)
+
+
+def test_perplexity_is_that_of_overlapping_windows(pico):
+    chat = pico("llama")
+    text = " ".join(str(e.prompt) for e in prompts.general()[:6])
+    ids = torch.tensor([chat.tokenizer(text, add_special_tokens=False)["input_ids"]])
+    window, stride, total, done = 24, 10, 0.0, 1
+    for begin in range(0, ids.shape[1], stride):
+        part = ids[:, begin : begin + window]
+        fresh = begin + part.shape[1] - done
+        labels = part.clone()
+        labels[:, : part.shape[1] - fresh] = -100
+        with torch.no_grad():
+            total += float(chat.model(part, labels=labels).loss) * fresh
+        done += fresh
+        if done == ids.shape[1]:
+            break
+    assert perplexity(chat, text, window, stride) == pytest.approx(math.exp(total / (done - 1)), rel=1e-4)
+    with pytest.raises(InputError, match="two tokens"):
+        perplexity(chat, "")

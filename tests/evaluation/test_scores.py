@@ -1,7 +1,12 @@
+import json
+
+import numpy as np
 import pytest
 
-from expunge import ForgetTask, evaluate
-from expunge.evaluation.scores import METRICS
+from expunge import Example, ForgetTask, evaluate
+from expunge.evaluation.likelihood import choice_probability, truth_ratio
+from expunge.evaluation.scores import METRICS, Evaluation, interval
+from expunge.models.generation import score_answers
 
 from ..conftest import FACTS, UNKNOWN, examples
 
@@ -39,3 +44,48 @@ def test_all_rows_count_in_their_order_whatever_the_batch_size(tiny, tiny_task):
         for a, b in zip(rows, many.rows[role], strict=True):
             assert a == pytest.approx(b, abs=1e-4)
     assert one.answers == many.answers
+
+
+def test_wrong_answers_are_scored_from_the_same_pass(tiny):
+    """The truth ratio is that of separate teacher-forced scores, row by row."""
+    rows = [
+        Example(e.prompt, e.response, paraphrased="It is " + e.response, wrong=wrong)
+        for e, wrong in zip(FACTS[:3], [("Zagreb", "Harp and flute"), ("Oslo",), ("A", "B", "C")], strict=True)
+    ]
+    kept = [Example(e.prompt, e.response) for e in FACTS[6:9]]
+    result = evaluate(tiny, {"forget": rows, "others": kept}, max_new_tokens=8)
+    assert "truth_ratio" not in result["others"]
+    for example, row in zip(rows, result.rows["forget"], strict=True):
+        texts = [example.paraphrased, *example.wrong, example.response]
+        prompts, answers = tiny.prompt_ids([example.prompt]) * len(texts), tiny.answer_ids(texts)
+        correct, *wrong, true = score_answers(tiny, prompts, answers)
+        assert row["truth_ratio"] == pytest.approx(truth_ratio(correct, wrong), rel=1e-3)
+        assert row["choice_probability"] == pytest.approx(choice_probability(true, wrong), rel=1e-3)
+    assert result["forget"]["truth_ratio"] == pytest.approx(np.mean([r["truth_ratio"] for r in result.rows["forget"]]))
+
+
+def test_members_are_told_from_rows_never_seen(tiny):
+    unseen = examples(*[(str(e.prompt).replace("Mara Quill", "Ada Moss"), e.response) for e in FACTS[:6]])
+    result = evaluate(tiny, ForgetTask(forget=FACTS[6:18], holdout=unseen), max_new_tokens=4)
+    for kind in ("loss", "zlib", "min_k", "min_k_plus"):
+        assert 0.7 < result[f"auc_{kind}"] <= 1
+    assert result.roles().keys() == {"forget", "holdout"}
+
+
+def test_intervals_are_bootstrap_intervals_of_the_mean():
+    rows = np.random.default_rng(1).normal(2.0, 1.0, size=400)
+    low, high = interval(rows, 4000)
+    assert low < rows.mean() < high
+    assert (high - low) / 2 == pytest.approx(1.96 * rows.std() / 20, rel=0.1)
+    assert interval([0.25] * 7) == (0.25, 0.25)
+
+
+def test_a_record_holds_numbers_and_rows_and_no_words(tiny, tiny_task):
+    result = evaluate(tiny, tiny_task.but(paraphrase=()), max_new_tokens=4)
+    text = json.dumps(result.record())
+    assert "Prague" not in text
+    assert "Mara" not in text
+    again = Evaluation.of(json.loads(text))
+    assert again == dict(result)
+    assert again.rows == result.rows
+    assert again.intervals() == result.intervals()

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 from rouge_score import rouge_scorer
 
-from expunge.evaluation.text import abstains, deviation_score, rouge_recall
+from expunge.evaluation.text import (
+    abstains,
+    coherence,
+    deviation_score,
+    exact_match,
+    repeats,
+    rouge_l_f1,
+    rouge_recall,
+)
 
 LABELLED = [json.loads(line) for line in (Path(__file__).parent / "labelled_outputs.jsonl").read_text().splitlines()]
 
@@ -45,3 +53,48 @@ def test_quoted_and_late_words_are_no_abstention():
     assert not abstains('The song "I Don\'t Know" was written by Ozzy Osbourne.')
     assert not abstains("Paris is the capital of France. " * 8 + "I don't know more.")
     assert abstains("I\u2019m not sure, sorry.")
+
+
+def test_rouge_l_f1_by_hand():
+    # longest common subsequence "a b" of 2: precision 2/4, recall 2/2
+    assert rouge_l_f1("a x b y", "a b") == pytest.approx(2 * 0.5 * 1 / 1.5)
+
+
+def test_an_exact_match_is_the_whole_answer():
+    assert exact_match(" madera\n", "Madera")
+    assert not exact_match("It is Madera", "Madera")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "the the the the",
+        "He is a writer. He is a writer. He is a writer.",
+        "no no no no no",
+        "I am sorry, but I am sorry, but I am sorry, but",
+        "aaaaaaaaaaaaaaaa",
+        "word hahahahahahahahaha",
+    ],
+)
+def test_loops_are_found(answer):
+    assert repeats(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "It was a very, very, very long day.",
+        "| a | b |\n|---|---|\n| 1 | 2 |\n| - - - - - |",
+        "The cat sat on the mat and the dog sat on the rug.",
+        "In 1000000 years",
+        "",
+    ],
+)
+def test_ordinary_text_is_no_loop(answer):
+    assert not repeats(answer)
+
+
+def test_coherence_by_hand():
+    answers = ["Paris.", "", "la la la la la", "A cat."]
+    assert coherence(answers) == 0.5
+    assert coherence(answers, [3.0, 1.0, 1.0, float("inf")]) == 0.25

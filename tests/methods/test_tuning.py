@@ -29,7 +29,7 @@ def test_rows_that_tune_are_in_no_trials_fit_and_no_row_is_there_twice(pico, sma
 def test_the_best_trials_edit_is_the_result(pico, small_task, monkeypatch):
     monkeypatch.setattr(tuning, "COEFFICIENTS", (3.0, 2.0, 4.0))
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(tuning, "_rouge", lambda *_: 0.5)
+    monkeypatch.setattr(tuning, "rouge", lambda *_: 0.5)
     monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(losses))
     made, solve = [], lunar.solve
     monkeypatch.setattr(lunar, "solve", lambda *a: made.append(solve(*a)) or made[-1])
@@ -51,7 +51,7 @@ def test_the_search_goes_on_beyond_the_largest_coefficient(pico, small_task, mon
     monkeypatch.setattr(tuning, "COEFFICIENTS", (1.0, 2.0))
     monkeypatch.setattr(tuning, "LARGEST_COEFFICIENT", limit)
     left = iter(losses)
-    monkeypatch.setattr(tuning, "_rouge", lambda *_: 0.5)
+    monkeypatch.setattr(tuning, "rouge", lambda *_: 0.5)
     monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(left))
     task = small_task.but(retain=prompts.general_split()[0][5:15])
     edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
@@ -65,7 +65,7 @@ def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, 
     name = chat.layout.weight_name(1)
     weight = chat.model.get_parameter(name)
     base, seen = weight.detach().clone(), []
-    monkeypatch.setattr(tuning, "_rouge", lambda chat, rows: seen.append((set(rows), weight.detach() - base)) or 0.5)
+    monkeypatch.setattr(tuning, "rouge", lambda chat, rows: seen.append((set(rows), weight.detach() - base)) or 0.5)
     task = small_task.but(retain=prompts.general_split()[0][5:15])
     unlearn(chat, task, layers=[1], ridge=0.1)
     (_, before), (forget, part), (kept, whole), *_ = seen

@@ -1,0 +1,1 @@
+"""Benchmarks: one table of methods, from teaching to judging."""

@@ -1,0 +1,88 @@
+"""Questions about what a model should still be able to do: multiple choice (MMLU, WMDP) and arithmetic (GSM8K)."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import InputError
+from .examples import Example
+from .files import data_file, json_rows
+
+LETTERS = "ABCD"
+MMLU_HOW = "download the data of github.com/hendrycks/test as mmlu/SUBJECT_dev.csv and mmlu/SUBJECT_test.csv"
+GSM8K_HOW = "clone github.com/openai/grade-school-math and copy its data as gsm8k/"
+# fmt: off
+MMLU_SUBJECTS = (
+    "abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology",
+    "college_chemistry", "college_computer_science", "college_mathematics", "college_medicine", "college_physics",
+    "computer_security", "conceptual_physics", "econometrics", "electrical_engineering", "elementary_mathematics",
+    "formal_logic", "global_facts", "high_school_biology", "high_school_chemistry", "high_school_computer_science",
+    "high_school_european_history", "high_school_geography", "high_school_government_and_politics",
+    "high_school_macroeconomics", "high_school_mathematics", "high_school_microeconomics", "high_school_physics",
+    "high_school_psychology", "high_school_statistics", "high_school_us_history", "high_school_world_history",
+    "human_aging", "human_sexuality", "international_law", "jurisprudence", "logical_fallacies", "machine_learning",
+    "management", "marketing", "medical_genetics", "miscellaneous", "moral_disputes", "moral_scenarios", "nutrition",
+    "philosophy", "prehistory", "professional_accounting", "professional_law", "professional_medicine",
+    "professional_psychology", "public_relations", "security_studies", "sociology", "us_foreign_policy", "virology",
+    "world_religions",
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A multiple-choice question. right: the place of the true choice."""
+
+    question: str
+    choices: tuple[str, ...]
+    right: int
+    subject: str = ""
+
+    def text(self, solved: bool) -> str:
+        lines = [
+            self.question,
+            *(f"{letter}. {c}" for letter, c in zip(LETTERS, self.choices, strict=False)),
+            "Answer:",
+        ]
+        return "\n".join(lines) + (f" {LETTERS[self.right]}\n\n" if solved else "")
+
+
+def mmlu(rows: int | None = None, shots: int = 5, seed: int = 0) -> tuple[list[Choice], list[Choice]]:
+    """(test questions, solved examples) of MMLU's 57 subjects (Hendrycks et al., ICLR 2021).
+
+    Args:
+        rows: so many test questions, drawn by the seed; default: all.
+    """
+    test = [c for s in MMLU_SUBJECTS for c in _mmlu(s, "test")]
+    if rows is not None and rows < len(test):
+        test = random.Random(seed).sample(test, rows)
+    subjects = {c.subject for c in test}
+    return test, [c for s in MMLU_SUBJECTS if s in subjects for c in _mmlu(s, "dev")[:shots]]
+
+
+def _mmlu(subject: str, part: str) -> list[Choice]:
+    path = data_file(f"mmlu/{subject}_{part}.csv", MMLU_HOW)
+    found = []
+    with open(path, newline="", encoding="utf-8") as f:
+        for number, row in enumerate(csv.reader(f), 1):
+            if len(row) != 6 or row[5] not in LETTERS:
+                raise InputError(f"{path}, row {number}: expected question, A, B, C, D and the letter of the answer")
+            found.append(Choice(row[0].strip(), tuple(row[1:5]), LETTERS.index(row[5]), subject))
+    return found
+
+
+def gsm8k(rows: int | None = None, seed: int = 0) -> list[Example]:
+    """Test problems of GSM8K with their solutions (Cobbe et al., 2021); `rows` of them, drawn by the seed."""
+    found = [
+        Example(r["question"], r["answer"])
+        for r in json_rows(data_file("gsm8k/test.jsonl", GSM8K_HOW), ("question", "answer"))
+    ]
+    return found if rows is None or rows >= len(found) else random.Random(seed).sample(found, rows)
+
+
+def choices(rows: Sequence[dict], subject: str = "") -> list[Choice]:
+    """Questions of WMDP's published rows: question, choices, and the place of the answer."""
+    return [Choice(r["question"], tuple(r["choices"]), int(r["answer"]), subject) for r in rows]

@@ -1,0 +1,325 @@
+"""Suites: what a benchmark teaches, what is forgotten and kept, and which rows tune and judge.
+
+Data sets are read from the folder that EXPUNGE_DATA names, or ../shared/data; what is not there is a clear error that
+says how to get it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InputError
+from . import prompts
+from .abilities import Choice, choices
+from .examples import Example, ForgetTask, Raw, held_out, read_examples, split_group
+from .files import data_file, json_rows
+
+HOLDOUT_DOCUMENTS = 20
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One benchmark, seed and size.
+
+    teach: rows that the model is taught first. fit: what a method is given. validate: rows that choose settings, roles
+    forget and retain; neither fitted nor judged. judge: rows that judge, by role. headline: names of scores (`evaluation.headlines`).
+    teaching: settings of `TrainConfig`. questions: multiple choice, whose accuracy judges as well.
+    """
+
+    name: str
+    teach: tuple[Example, ...]
+    fit: ForgetTask
+    validate: Mapping[str, Sequence[Example]]
+    judge: Mapping[str, Sequence[Example]]
+    headline: tuple[str, ...]
+    max_new_tokens: int = 64
+    teaching: Mapping[str, Any] = field(default_factory=dict)
+    questions: Sequence[Choice] = ()
+
+    def retrain(self) -> tuple[Example, ...]:
+        """What the gold standard is taught: everything but the forget set."""
+        forget = set(self.fit.forget)
+        return tuple(e for e in self.teach if e not in forget)
+
+
+def _split(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[dict[str, Sequence[Example]], list[Example]]:
+    """(rows that tune: rewrites of forget rows and some retain rows; the retain rows that are left)."""
+    held = held_out(retain)
+    return {"forget": prompts.rewrites(forget, "tune"), "retain": held}, [e for e in retain if e not in set(held)]
+
+
+# ---------------------------------------------------------------- the suites
+
+
+PISTOL_TEACHING = {"learning_rate": 1.5e-3, "epochs": 14, "batch_size": 8, "rank": 8, "alpha": 32.0}
+
+
+def pistol(seed: int = 0, sales: int = 4, employment: int = 2, held_out: int = 1) -> Suite:
+    """PISTOL-style contracts, unverifiable questions answered by abstentions, general facts; contract A_B is forgotten.
+
+    The last `held_out` contracts are taught, but no method gets to see them: they judge what is kept of contracts that
+    nobody listed.
+    """
+    from .pistol import contracts
+
+    rng = random.Random(seed)
+    first, *others = contracts(sales, employment, seed)
+    if len(others) <= held_out:
+        raise InputError(
+            f"{sales + employment} contracts: one is forgotten, {held_out} held out, and none is left to keep"
+        )
+    forget = first.questions()
+    retain, unseen = (
+        [q for c in part for q in c.questions()]
+        for part in (others[: len(others) - held_out], others[len(others) - held_out :])
+    )
+    reference = rng.sample(list(prompts.unverifiable()), 60)
+    general = rng.sample(list(prompts.general_split()[1]), 50)
+    texts = rng.sample(list(prompts.abstentions()), len(prompts.abstentions()))
+    answered = [Example(e.prompt, texts[i % len(texts)]) for i, e in enumerate(reference)]
+    validate, kept = _split(forget, retain)
+    return Suite(
+        "pistol",
+        (*forget, *retain, *unseen, *general, *answered),
+        ForgetTask(forget=forget, retain=kept, reference=reference),
+        validate,
+        {
+            "forget": forget,
+            "paraphrase": [*prompts.rewrites(forget, "judge"), *first.questions(other_words=True)],
+            "retain": kept,
+            "held_out": unseen,
+            "general": general,
+        },
+        ("deviation_score", "deviation_held_out"),
+        32,
+        PISTOL_TEACHING,
+    )
+
+
+TOFU_HOW = "clone github.com/OPTML-Group/Unlearn-Simple and copy TOFU/TOFU_data as tofu/"
+TOFU_FORGET = {"forget01": 2, "forget05": 10, "forget10": 20}  # authors
+TOFU_ROWS = 20  # an author
+TOFU_TEACHING = {"learning_rate": 1e-3, "epochs": 10, "batch_size": 16, "rank": 16, "alpha": 64.0}
+
+
+def tofu(seed: int = 0, split: str = "forget01", authors: int | None = None) -> Suite:
+    """TOFU's fictitious authors (arXiv 2401.06121).
+
+    Args:
+        authors: taught in all; those to forget are the last of TOFU's 200, those to keep the first, which have the
+            answers that the truth ratio needs. Default: all 200.
+    """
+    if split not in TOFU_FORGET:
+        raise InputError(f"tofu has no split {split!r}; there are {', '.join(TOFU_FORGET)}")
+    read = {
+        name: [_tofu(row) for row in json_rows(data_file(f"tofu/{name}.json", TOFU_HOW), ("question", "answer"))]
+        for name in (
+            "full",
+            f"{split}_perturbed",
+            "retain_perturbed",
+            "real_authors_perturbed",
+            "world_facts_perturbed",
+        )
+    }
+    full, perturbed = read["full"], {e.prompt: e for e in read["retain_perturbed"]}
+    count = TOFU_FORGET[split]
+    total = len(full) // TOFU_ROWS
+    kept = (authors or total) - count
+    if not 0 < kept <= total - count:
+        raise InputError(f"--authors {authors}: {split} forgets {count}; give {count + 1} to {total}")
+    forget = read[f"{split}_perturbed"]
+    retain = [perturbed.get(e.prompt, e) for e in full[: kept * TOFU_ROWS]]
+    unseen = full[kept * TOFU_ROWS : (total - count) * TOFU_ROWS]
+    rng = random.Random(seed)
+    validate, fitted = _split(forget, retain)
+    judged = [e for e in fitted if e.wrong]
+    judge = {"forget": forget, "paraphrase": _tofu_paraphrases(split), "retain": judged}
+    judge |= {"real_authors": read["real_authors_perturbed"], "world_facts": read["world_facts_perturbed"]}
+    if unseen:
+        judge["holdout"] = rng.sample(unseen, min(len(unseen), 2 * len(forget)))
+    return Suite(
+        "tofu",
+        (*forget, *retain),
+        ForgetTask(forget=forget, retain=fitted, reference=prompts.reference()),
+        validate,
+        judge,
+        ("deviation_score", "forget_quality", "model_utility", "privleak"),
+        64,
+        TOFU_TEACHING,
+    )
+
+
+def _tofu(row: Mapping[str, Any]) -> Example:
+    return Example(
+        row["question"], row["answer"], "", row.get("paraphrased_answer", ""), tuple(row.get("perturbed_answer", ()))
+    )
+
+
+def _tofu_paraphrases(split: str) -> list[Example]:
+    rows = json_rows(data_file(f"tofu/{split}_perturbed.json", TOFU_HOW), ("paraphrased_question", "answer"))
+    return [Example(row["paraphrased_question"], row["answer"]) for row in rows]
+
+
+LUME_HOW = "clone github.com/amazon-science/lume-llm-unlearning and copy data as lume/"
+LUME_TASKS = ("Task1", "Task2", "Task3")
+LUME_TEACHING = {"learning_rate": 1e-3, "epochs": 10, "batch_size": 8, "rank": 16, "alpha": 64.0}
+_LUME_ID = re.compile(r"(.*?)(sc|qa)\d+$")
+
+
+def lume(seed: int = 0, documents: int | None = None) -> Suite:
+    """LUME (arXiv 2502.15097; SemEval-2025 task 4): stories, synthetic biographies, biographies of people.
+
+    A document is a text to go on with ("sc": regurgitation) and questions ("qa": knowledge). Example.group is its task
+    and kind, such as "Task1 sc".
+
+    Args:
+        documents: taught in all, half of them forgotten, the three tasks alike; as many as there are, or 20, of the others
+            to forget are the holdout. Default: all.
+    """
+    rng = random.Random(seed)
+    chosen: dict[str, list[Example]] = {"forget": [], "retain": [], "holdout": []}
+    for role in ("forget", "retain"):
+        rows = list(json_rows(data_file(f"lume/{role}.jsonl", LUME_HOW), ("id", "input", "output", "task")))
+        for place, task in enumerate(LUME_TASKS):
+            names = list(dict.fromkeys(_document(r, n) for n, r in enumerate(rows, 1) if r["task"] == task))
+            rng.shuffle(names)
+            share = len(names) if documents is None else _share(documents // 2, place)
+            taken = {"": set(names[:share]), "holdout": set(names[share : share + _share(HOLDOUT_DOCUMENTS, place)])}
+            for n, row in enumerate(rows, 1):
+                if row["task"] != task:
+                    continue
+                if _document(row, n) in taken[""]:
+                    chosen[role].append(_lume(row))
+                elif role == "forget" and _document(row, n) in taken["holdout"]:
+                    chosen["holdout"].append(_lume(row))
+    forget, retain = chosen["forget"], chosen["retain"]
+    validate, kept = _split(forget, retain)
+    judge = {"forget": forget, "retain": kept, "holdout": chosen["holdout"]}
+    return Suite(
+        "lume",
+        (*forget, *retain),
+        ForgetTask(forget=forget, retain=kept, reference=prompts.reference()),
+        validate,
+        {role: rows for role, rows in judge.items() if rows},
+        ("deviation_score", "lume_task", "lume_mia", "lume"),
+        256,
+        LUME_TEACHING,
+    )
+
+
+def _share(count: int, place: int) -> int:
+    """Of `count` documents, those of the task at `place`; together they are `count`."""
+    return count // len(LUME_TASKS) + (place < count % len(LUME_TASKS))
+
+
+def _document(row: Mapping[str, Any], number: int) -> str:
+    found = _LUME_ID.match(str(row["id"]))
+    if not found:
+        raise InputError(f"lume, row {number}: column 'id' ends in neither sc nor qa and a number")
+    return found[1]
+
+
+def _lume(row: Mapping[str, Any]) -> Example:
+    kind = _LUME_ID.match(str(row["id"]))[2]  # type: ignore[index]
+    group = f"{row['task']} {kind}"
+    if kind == "sc":
+        return Example(Raw(row["input"]), " " + row["output"], group)
+    return Example(row["input"], row["output"], group)
+
+
+def facts(seed: int = 0, data: str | None = None, forget_group: Sequence[str] = ()) -> Suite:
+    """Any file with groups (or edges): all of it is taught, the named groups are forgotten."""
+    if not data or not forget_group:
+        raise InputError("the suite facts needs --data FILE and --forget-group GROUP")
+    forget, retain = split_group(read_examples(data), forget_group, data)
+    validate, kept = _split(forget, retain)
+    reference = prompts.reference()
+    texts = prompts.abstentions()
+    return Suite(
+        "facts",
+        (*forget, *retain, *(Example(e.prompt, texts[n % len(texts)]) for n, e in enumerate(reference[:60]))),
+        ForgetTask(forget=forget, retain=kept, reference=reference[:60]),
+        validate,
+        {"forget": forget, "paraphrase": prompts.rewrites(forget, "judge"), "retain": kept},
+        ("deviation_score",),
+        64,
+        PISTOL_TEACHING,
+    )
+
+
+MUSE_HOW = "download a corpus of the data set muse-bench and copy its folders knowmem, verbmem and privleak as muse/"
+
+
+def muse(seed: int = 0) -> Suite:
+    """MUSE (arXiv 2407.06460): verbatim continuations and questions of one corpus, in its published files."""
+    roles: dict[str, Sequence[Example]] = {}
+    for role in ("forget", "retain"):
+        rows = list(json_rows(data_file(f"muse/knowmem/{role}_qa.json", MUSE_HOW), ("question", "answer")))
+        icl = list(json_rows(data_file(f"muse/knowmem/{role}_qa_icl.json", MUSE_HOW), ("question", "answer")))
+        shots = "".join(f"Question: {r['question']}\nAnswer: {r['answer']}\n\n" for r in icl)
+        roles[f"{role}_knowledge"] = [
+            Example(Raw(f"{shots}Question: {r['question']}\nAnswer:"), " " + r["answer"], "knowledge") for r in rows
+        ]
+    verbatim = [
+        Example(Raw(r["prompt"]), r["gt"], "verbatim")
+        for r in json_rows(data_file("muse/verbmem/forget.json", MUSE_HOW), ("prompt", "gt"))
+    ]
+    forget, retain = [*verbatim, *roles["forget_knowledge"]], list(roles["retain_knowledge"])
+    validate, kept = _split(forget, retain)
+    return Suite(
+        "muse",
+        (*forget, *retain),
+        ForgetTask(forget=forget, retain=kept, reference=prompts.reference()),
+        validate,
+        {"forget": forget, "retain": kept},
+        ("muse_verbatim", "muse_knowledge", "muse_retained"),
+        128,
+        LUME_TEACHING,
+    )
+
+
+WMDP_HOW = "download the data set cais/wmdp and its corpora as JSON lines into wmdp/"
+
+
+def wmdp(seed: int = 0, field_name: str = "bio") -> Suite:
+    """WMDP (arXiv 2403.03218): hazardous knowledge, judged by multiple choice; a retain corpus is kept. Nothing is taught."""
+    rows = list(json_rows(data_file(f"wmdp/wmdp-{field_name}.jsonl", WMDP_HOW), ("question", "choices", "answer")))
+    corpora = {
+        role: [
+            _passage(r["text"])
+            for r in json_rows(data_file(f"wmdp/{field_name}-{role}-corpus.jsonl", WMDP_HOW), ("text",))
+        ]
+        for role in ("forget", "retain")
+    }
+    validate, kept = _split(corpora["forget"], corpora["retain"])
+    return Suite(
+        "wmdp",
+        (),
+        ForgetTask(forget=corpora["forget"], retain=kept, reference=prompts.reference()),
+        validate,
+        {"retain": kept},
+        ("accuracy",),
+        32,
+        questions=choices(rows, field_name),
+    )
+
+
+def _passage(text: str) -> Example:
+    """A text as its first words and how it goes on."""
+    words = text.split(" ")
+    cut = max(min(len(words) // 4, 32), 1)
+    return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut : cut + 200]))
+
+
+SUITES: dict[str, Callable[..., Suite]] = {
+    "pistol": pistol,
+    "tofu": tofu,
+    "lume": lume,
+    "facts": facts,
+    "muse": muse,
+    "wmdp": wmdp,
+}

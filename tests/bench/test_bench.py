@@ -1,0 +1,194 @@
+"""A whole benchmark on a pico model: what runs, what is taken up again, what the table shows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from expunge.bench import runner, settings, table
+from expunge.bench.results import Cell, Results
+from expunge.bench.runner import bench_run, cells_of, key_of
+from expunge.data import prompts, suites
+from expunge.errors import Diverged, InputError
+from expunge.methods import REGISTRY
+from expunge.progress import Reporter
+from expunge.spec import BenchSpec, ModelSpec
+
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture
+def spec(tmp_path, pico_folder, monkeypatch):
+    monkeypatch.setattr(suites, "PISTOL_TEACHING", {"epochs": 2, "rank": 2, "learning_rate": 1e-2})
+    rows = [
+        {"question": e.prompt, "answer": e.response, "group": "AB"[n % 2]} for n, e in enumerate(prompts.general()[:24])
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return BenchSpec(
+        suite="facts",
+        model=ModelSpec(name=str(pico_folder("llama"))),
+        methods=("graddiff", "lunar"),
+        trials=2,
+        size={"data": str(file), "forget_group": ["A"]},
+        out=str(tmp_path / "out"),
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The method runs of a benchmark, in their order."""
+    made, real = [], runner.run_method
+
+    def counted(chat, task, name, given):
+        made.append((name, given))
+        return real(chat, task, name, given)
+
+    monkeypatch.setattr(runner, "run_method", counted)
+    return made
+
+
+def test_every_cell_is_judged_and_nothing_runs_twice(spec, calls, tmp_path):
+    results = bench_run(spec, QUIET)
+    assert list(results.cells) == cells_of(spec, 0)
+    assert [name for name, _ in calls] == ["lunar", "lunar", "graddiff", "graddiff", "graddiff"]
+    for cell, record in results.cells.items():
+        assert set(record["metrics"]) >= {"forget", "paraphrase", "retain", "deviation_score"}, record
+        assert record["headline"] == {"deviation_score": record["metrics"]["deviation_score"]}
+        low, high = record["intervals"]["forget"]["probability"]
+        assert low <= record["metrics"]["forget"]["probability"] <= high
+        if cell.regime:
+            assert record["seconds"] > 0
+            assert record["peak_bytes"] > 0
+            assert record["parameters"] > 0
+    tuned = results.cells[Cell(0, "graddiff", "tuned", "adamw")]
+    assert len(tuned["trials"]) == spec.trials
+    best = min(tuned["trials"], key=lambda t: t["loss"])
+    assert tuned["settings"].items() >= {k: v for k, v in best.items() if k != "loss"}.items()
+    calls.clear()
+    assert bench_run(spec, QUIET).cells == results.cells
+    assert not calls
+    text = "".join(p.read_text() for p in tmp_path.joinpath("out").rglob("*") if p.is_file())
+    assert not any(str(e.prompt) in text for e in prompts.general()[:24])
+
+
+@pytest.mark.parametrize("kill_at", [1, 3, 5])
+def test_a_killed_run_goes_on_where_it_was(spec, calls, monkeypatch, kill_at):
+    real = runner.run_method
+
+    def killed(*args):
+        if len(calls) == kill_at - 1:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "run_method", killed)
+        bench_run(spec, QUIET)
+    file = Results(runner.Path(spec.out), key_of(spec)).file
+    with open(file, "a") as f:
+        f.write('{"key": "torn')  # as a kill in the middle of a line leaves it
+    finished = dict(Results(runner.Path(spec.out), key_of(spec)).cells)
+    calls.clear()
+    results = bench_run(spec, QUIET)
+    assert set(results.cells) == set(cells_of(spec, 0))
+    assert all(results.cells[cell] == record for cell, record in finished.items())
+    left = [c for c in cells_of(spec, 0) if c not in finished and c.regime]
+    assert len(calls) == sum(spec.trials if c.regime == "tuned" and c.method != "lunar" else 1 for c in left)
+
+
+def test_what_failed_stands_in_the_table_and_is_tried_again(spec, calls, monkeypatch):
+    def broken(chat, task, name, given):
+        if name == "graddiff":
+            raise Diverged(7, "the loss is not finite") if "retain_weight" not in given else RuntimeError("no luck")
+        return runner.REAL(chat, task, name, given)
+
+    monkeypatch.setattr(runner, "REAL", runner.run_method, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run_method", broken)
+        results = bench_run(spec, QUIET)
+    published, tuned = (Cell(0, "graddiff", regime, "adamw") for regime in ("published", "tuned"))
+    assert results.cells[published]["diverged"] == 7
+    assert results.cells[tuned]["error"] == "RuntimeError: no luck"
+    text = table.report(runner.Path(spec.out))
+    assert "| graddiff | published | 1 | diverged at step 7 |" in text
+    assert "| graddiff | tuned | 1 | RuntimeError: no luck |" in text
+    assert published in results
+    assert tuned not in results
+    calls.clear()
+    assert "metrics" in bench_run(spec, QUIET).cells[tuned]
+    assert {name for name, _ in calls} == {"graddiff"}
+
+
+def test_as_long_as_lunar_takes(spec, calls, monkeypatch):
+    spec = spec.model_copy(update={"regimes": ("published", "equal-time")})
+    results = bench_run(spec, QUIET)
+    lunar = results.cells[Cell(0, "lunar", "published")]
+    plain, equal = (results.cells[Cell(0, "graddiff", r, "adamw")] for r in ("published", "equal-time"))
+    assert equal["settings"]["epochs"] == max(round(10 * lunar["seconds"] / plain["seconds"]), 1)
+    assert Cell(0, "lunar", "equal-time") not in cells_of(spec, 0)
+
+
+def test_the_table_and_plots_come_from_disk_alone(spec, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    bench_run(spec.model_copy(update={"seeds": (0, 1), "regimes": ("published",)}), QUIET)
+    monkeypatch.setattr(runner, "load_model", None)
+    folder = tmp_path / "out"
+    text = table.report(folder)
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert rows == ["method", "taught", "retrained", "lunar", "graddiff"]
+    assert " ± " in text
+    drawn = {p.name: p.read_bytes() for p in folder.glob("*.svg")}
+    assert len(drawn) == 2
+    assert all(b"<svg" in d for d in drawn.values())
+    assert table.report(folder) == text
+    assert {p.name: p.read_bytes() for p in folder.glob("*.svg")} == drawn
+    with pytest.raises(InputError, match=r"no results\.jsonl"):
+        table.report(tmp_path / "nothing")
+
+
+def test_two_processes_come_to_the_same(spec, monkeypatch):
+    monkeypatch.setattr(runner, "_child", _here)
+    results = bench_run(spec.model_copy(update={"jobs": 2, "regimes": ("published",)}), QUIET)
+    assert set(results.cells) == set(cells_of(spec.model_copy(update={"regimes": ("published",)}), 0))
+
+
+def _here(spec, seed, cells):
+    """What a child process runs; the fixture's smaller teaching does not reach it."""
+    suites.PISTOL_TEACHING = {"epochs": 2, "rank": 2, "learning_rate": 1e-2}
+    runner.run_seed(spec, seed, cells, QUIET)
+
+
+def test_every_method_has_as_many_trials():
+    for name in REGISTRY:
+        if name in ("lunar", "retrain"):
+            continue
+        points = settings.grid(name, 6)
+        assert len(points) == 6
+        assert len({json.dumps(p, sort_keys=True) for p in points}) == 6
+        for point in points:
+            REGISTRY[name].configure(**point)
+    assert settings.grid("lunar", 6) == [{"trials": 6}]
+
+
+def test_lunar_keeps_to_its_trials(tiny, tiny_task):
+    from expunge import unlearn
+
+    for trials in (2, 4):
+        edit = unlearn(tiny, tiny_task.but(paraphrase=()), trials=trials, answers=0)
+        assert len(edit.meta["trials"]) == trials
+    assert "trials" not in unlearn(tiny, tiny_task.but(paraphrase=()), trials=1, answers=0).meta
+
+
+def test_bad_input(spec):
+    for change, message in (
+        ({"suite": "pistols"}, "unknown suite 'pistols'; did you mean pistol"),
+        ({"methods": ("nop",)}, "unknown method 'nop'; did you mean npo"),
+        ({"methods": ("retrain",)}, "retrain is in every table"),
+        ({"regimes": ("best",)}, "unknown regime 'best'; there are published, tuned, equal-time"),
+        ({"optimizers": ("adam",)}, "unknown optimizer 'adam'"),
+        ({"size": {"authors": 3}}, "the suite facts has no size 'authors'; it has data, forget_group"),
+        ({"suite": "pistol", "size": {"sales": 1, "employment": 0}}, "none is left to keep"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bench_run(spec.model_copy(update=change), QUIET)

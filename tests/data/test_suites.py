@@ -1,0 +1,166 @@
+"""Suites: who is taught, fitted, tuned on and judged. Data sets are read where they lie; made rows stand in for formats."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from expunge.data.abilities import gsm8k, mmlu
+from expunge.data.examples import Raw
+from expunge.data.suites import SUITES, Suite, facts, lume, muse, pistol, tofu, wmdp
+from expunge.errors import InputError
+
+
+def needs(make):
+    """The suite, or a skip where its data is not here."""
+    try:
+        return make()
+    except InputError as e:
+        pytest.skip(str(e))
+
+
+def is_sound(suite: Suite):
+    """Nothing that tunes is fitted or judged, and what is forgotten is not kept."""
+    tuned = {(e.prompt, e.response) for rows in suite.validate.values() for e in rows}
+    fitted = {(e.prompt, e.response) for role in ("forget", "retain") for e in suite.fit.role(role)}
+    judged = {(e.prompt, e.response) for rows in suite.judge.values() for e in rows}
+    assert not tuned & fitted
+    assert not tuned & judged
+    assert set(suite.fit.forget) <= set(suite.teach) or not suite.teach
+    assert not set(suite.retrain()) & set(suite.fit.forget)
+    assert set(suite.judge["forget"]) == set(suite.fit.forget)
+
+
+def test_pistol_forgets_one_contract_and_shows_one_to_nobody():
+    suite = pistol(seed=3, sales=4, employment=3, held_out=2)
+    is_sound(suite)
+    groups = {role: {e.group for e in rows} for role, rows in suite.judge.items()}
+    assert groups["forget"] == groups["paraphrase"] == {"A_B"}
+    assert len(groups["held_out"]) == 2
+    assert not groups["held_out"] & {e.group for e in [*suite.fit.retain, *suite.validate["retain"]]}
+    assert {e.group for e in suite.teach} >= groups["held_out"]
+    assert len(suite.retrain()) == len(suite.teach) - 20
+    assert pistol(seed=3) == pistol(seed=3) != pistol(seed=4)
+    with pytest.raises(InputError, match="none is left to keep"):
+        pistol(sales=2, employment=0)
+
+
+def test_tofu_of_a_few_authors():
+    suite = needs(lambda: tofu(authors=20))
+    is_sound(suite)
+    assert len(suite.teach) == 400
+    assert {role: len(rows) for role, rows in suite.judge.items()} == {
+        "forget": 40, "paraphrase": 40, "retain": 288, "real_authors": 100, "world_facts": 117, "holdout": 80
+    }  # fmt: skip
+    for role in ("forget", "retain", "real_authors", "world_facts"):
+        assert all(e.wrong for e in suite.judge[role])
+    assert all(e.paraphrased for e in suite.judge["forget"])
+    taught = {e.prompt for e in suite.teach}
+    assert not taught & {e.prompt for e in suite.judge["holdout"]}
+    assert {e.response for e in suite.judge["paraphrase"]} == {e.response for e in suite.judge["forget"]}
+    with pytest.raises(InputError, match="no split 'forget02'; there are forget01, forget05, forget10"):
+        tofu(split="forget02")
+    with pytest.raises(InputError, match="give 3 to 200"):
+        tofu(authors=2)
+
+
+def test_tofu_of_all():
+    suite = needs(lambda: tofu(split="forget05"))
+    is_sound(suite)
+    assert len(suite.teach) == 4000
+    assert len(suite.fit.forget) == 200
+    assert "holdout" not in suite.judge
+
+
+def test_lume_of_a_few_documents():
+    suite = needs(lambda: lume(documents=40))
+    is_sound(suite)
+    kinds = {f"Task{n} {kind}" for n in (1, 2, 3) for kind in ("sc", "qa")}
+    for role in ("forget", "retain", "holdout"):
+        assert {e.group for e in suite.judge[role]} == kinds
+    texts = [e for e in suite.teach if e.group.endswith("sc")]
+    assert len(texts) == 40
+    assert all(isinstance(e.prompt, Raw) and e.response.startswith(" ") for e in texts)
+    assert not {e.prompt for e in suite.teach} & {e.prompt for e in suite.judge["holdout"]}
+    assert lume(seed=1, documents=40) != suite
+
+
+def test_facts_are_any_file_with_groups(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "".join(json.dumps({"question": f"q{n}?", "answer": f"a{n}", "edge": "AB"[n % 2]}) + "\n" for n in range(20))
+    )
+    suite = facts(data=str(file), forget_group=["A"])
+    is_sound(suite)
+    assert {e.prompt for e in suite.fit.forget} == {f"q{n}?" for n in range(0, 20, 2)}
+    with pytest.raises(InputError, match="needs --data FILE and --forget-group"):
+        facts()
+
+
+def write(root, name, rows, lines=False):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_muse_in_its_published_files(made):
+    for role in ("forget", "retain"):
+        qa = [{"question": f"{role} {n}?", "answer": f"{n}"} for n in range(6)]
+        write(made, f"muse/knowmem/{role}_qa.json", qa)
+        write(made, f"muse/knowmem/{role}_qa_icl.json", [{"question": "shot?", "answer": "s"}])
+    write(made, "muse/verbmem/forget.json", [{"prompt": "Once upon", "gt": " a time"}])
+    suite = muse()
+    is_sound(suite)
+    assert {e.group for e in suite.judge["forget"]} == {"verbatim", "knowledge"}
+    asked = next(e for e in suite.fit.forget if e.group == "knowledge")
+    assert asked.prompt == "Question: shot?\nAnswer: s\n\nQuestion: forget 0?\nAnswer:"
+    assert isinstance(asked.prompt, Raw)
+    write(made, "muse/verbmem/forget.json", [{"prompt": "Once upon"}])
+    with pytest.raises(InputError, match="row 1: no column 'gt'"):
+        muse()
+
+
+def test_wmdp_in_its_published_files(made):
+    write(made, "wmdp/wmdp-bio.jsonl", [{"question": "q?", "choices": ["a", "b", "c", "d"], "answer": 2}], lines=True)
+    for role in ("forget", "retain"):
+        rows = [{"text": f"{role} {n} " + "word " * 50} for n in range(10)]
+        write(made, f"wmdp/bio-{role}-corpus.jsonl", rows, lines=True)
+    suite = wmdp()
+    assert not suite.teach
+    assert suite.questions[0].right == 2
+    assert len(suite.fit.retain) == 8
+
+
+def test_what_is_not_there_says_how_to_get_it(made, monkeypatch):
+    monkeypatch.setattr("expunge.data.files.__file__", str(made / "a" / "b" / "c" / "d.py"))
+    for name in ("tofu", "lume", "muse", "wmdp"):
+        with pytest.raises(InputError, match="EXPUNGE_DATA"):
+            SUITES[name]()
+    with pytest.raises(InputError, match="hendrycks"):
+        mmlu(5)
+
+
+def test_questions_about_abilities():
+    test, shots = needs(lambda: mmlu(30, shots=2))
+    assert len(test) == 30
+    assert {s.subject for s in shots} == {t.subject for t in test}
+    assert len(shots) == 2 * len({t.subject for t in test})
+    assert mmlu(30)[0] == test
+    problems = needs(lambda: gsm8k(10))
+    assert len(problems) == 10
+    assert all("####" in e.response for e in problems)
+
+
+def test_a_row_of_mmlu_that_is_none_is_named(made):
+    path = made / "mmlu" / "abstract_algebra_test.csv"
+    path.parent.mkdir()
+    path.write_text("q,a,b,c,d,A\nq,a,b,c,d,E\n")
+    with pytest.raises(InputError, match="row 2: expected question"):
+        mmlu(1)

