@@ -80,9 +80,11 @@ class Reporter:
             for place, metric in enumerate(("rouge1", "abstention_rate", "probability", "extraction_strength")):
                 cells = [f"{e[role][metric]:.3f}" if role in e else "" for e in columns.values()]
                 table.add_row(role if place == 0 else "", str(values["rows"]) if place == 0 else "", metric, *cells)
-        if "deviation_score" in last:
-            scores = [f"{e['deviation_score']:.1f}" if "deviation_score" in e else "" for e in columns.values()]
-            table.add_row("", "", "deviation score", *scores)
+        for name, value in last.items():
+            if not isinstance(value, dict) and name != "seconds":
+                digits = 1 if name == "deviation_score" else 3
+                scores = [f"{e[name]:.{digits}f}" if name in e else "" for e in columns.values()]
+                table.add_row("", "", name.replace("_", " "), *scores)
         self.console.print(table)
 
     def samples(self, task: dict[str, Sequence[Example]], columns: dict[str, Evaluation]) -> None:

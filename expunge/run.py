@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .data import prompts
 from .data.examples import ForgetTask, read_examples, split_group
+from .data.files import text_of
 from .errors import InputError
 from .files import check_free, new_folder, write_whole
 from .progress import Reporter
-from .spec import DataSpec, ModelSpec, RunSpec, public
+from .spec import AbilitySpec, DataSpec, ModelSpec, RunSpec, public
 
 if TYPE_CHECKING:
     from .edits import Edit
@@ -295,9 +296,9 @@ class _Stages:
         return value
 
 
-def evaluate_run(spec: RunSpec, reporter: Reporter) -> Evaluation:
-    """Evaluates the roles for which a file is given."""
-    from .evaluation.scores import JUDGED, evaluate
+def evaluate_run(spec: RunSpec, abilities: AbilitySpec, reporter: Reporter) -> Evaluation:
+    """Evaluates the roles for which a file is given, and the abilities that are asked for."""
+    from .evaluation.scores import JUDGED, Evaluation, evaluate
 
     roles: dict[str, Any] = {}
     if spec.data.data:
@@ -309,13 +310,43 @@ def evaluate_run(spec: RunSpec, reporter: Reporter) -> Evaluation:
     for role in JUDGED:
         if name := getattr(spec.data, role):
             roles[role] = read_examples(name, spec.data.limit)
-    if not roles:
-        raise InputError("nothing to evaluate: pass --forget, --retain, --general or another role's file")
+    if not roles and abilities == AbilitySpec():
+        raise InputError("nothing to evaluate: pass --forget, --retain, --general or another role's file, or --mmlu N")
     task = ForgetTask(**roles)
     with reporter.stage("load"):
         chat = load(spec.model)
-    with reporter.stage("evaluate", sum(len(r) for r in roles.values())) as advance:
-        return evaluate(chat, task, **spec.evaluation.model_dump(), progress=advance)
+    result = Evaluation()
+    if roles:
+        with reporter.stage("evaluate", sum(len(r) for r in roles.values())) as advance:
+            result = evaluate(chat, task, **spec.evaluation.model_dump(), progress=advance)
+    result |= _abilities(chat, abilities, reporter)
+    return result
+
+
+def _abilities(chat: ChatModel, spec: AbilitySpec, reporter: Reporter) -> dict[str, float]:
+    """Accuracies and perplexity by name."""
+    from .data.abilities import gsm8k, mmlu
+    from .evaluation import abilities, harness, likelihood
+
+    found: dict[str, float] = {}
+    if spec.mmlu:
+        questions, solved = mmlu(spec.mmlu)
+        with reporter.stage("mmlu", len(questions)) as advance:
+            right = abilities.choice_accuracy(chat, questions, solved, advance)
+        found["mmlu"] = sum(right) / len(right)
+    if spec.gsm8k:
+        problems = gsm8k(spec.gsm8k)
+        with reporter.stage("gsm8k", len(problems)) as advance:
+            right = abilities.gsm8k_accuracy(chat, problems, progress=advance)
+        found["gsm8k"] = sum(right) / len(right)
+    if spec.text:
+        with reporter.stage("perplexity"):
+            found["perplexity"] = likelihood.perplexity(chat, text_of(spec.text))
+    if spec.lm_eval:
+        with reporter.stage("lm-eval"):
+            tasks = harness.harness(chat, spec.lm_eval, spec.lm_eval_limit)
+        found |= {f"{task} {metric}": value for task, values in tasks.items() for metric, value in values.items()}
+    return found
 
 
 def revert_run(checkpoint: Path, edit: Path, out: Path, overwrite: bool) -> None:

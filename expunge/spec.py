@@ -76,6 +76,16 @@ class EvaluationSpec(_Part):
     batch_size: int = Field(128, ge=1, description="rows a batch")
 
 
+class AbilitySpec(_Part):
+    """What else a model can do, beside the roles of the data."""
+
+    mmlu: int | None = Field(None, ge=1, description="questions of MMLU, drawn by a fixed seed, after 5 solved ones")
+    gsm8k: int | None = Field(None, ge=1, description="problems of GSM8K, drawn by a fixed seed")
+    text: str | None = Field(None, description="a text file, for the perplexity")
+    lm_eval: tuple[str, ...] = Field((), description="task of lm-eval, or its .yaml file (may be repeated; extra eval)")
+    lm_eval_limit: int | None = Field(None, ge=1, description="at most so many rows of each task of lm-eval")
+
+
 class TeachSpec(_Part):
     """Teaching abstention before unlearning."""
 
@@ -113,14 +123,14 @@ class BenchSpec(_Part):
     suite: str = Field(description="the suite")
     model: ModelSpec = Field(default_factory=lambda: ModelSpec())
     methods: tuple[str, ...] = Field(
-        ("lunar", "ga", "graddiff", "kl", "dpo", "npo"), description="methods, with commas"
+        ("lunar", "ga", "graddiff", "kl", "dpo", "npo"),
+        description="methods, with commas; NAME:setting=value fixes settings of one, such as npo:optimizer=sophia",
     )
     seeds: tuple[int, ...] = Field((0,), description="seeds, with commas")
     regimes: tuple[str, ...] = Field(
         ("published", "tuned"), description="published, tuned and equal-time (as long as LUNAR), with commas"
     )
     trials: int = Field(6, ge=1, description="settings that each method tries in the tuned regime")
-    optimizers: tuple[str, ...] = Field(("adamw",), description="adamw, sophia (SOUL) or both, for methods with losses")
     size: dict[str, Any] = Field(default_factory=dict, description="size of the suite: its own flags")
     batch_size: int = Field(128, ge=1, description="rows a batch of an evaluation")
     out: str = Field("runs/bench", description="folder of results, table and plots")

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from .cli import VERBS, show_help
 from .errors import InputError
-from .spec import DataSpec, EvaluationSpec, ModelSpec, OutputSpec, RunSpec, build
+from .spec import AbilitySpec, DataSpec, EvaluationSpec, ModelSpec, OutputSpec, RunSpec, build
 
 app = typer.Typer(rich_markup_mode=None)
 data = typer.Typer(rich_markup_mode=None, help=VERBS["data"], invoke_without_command=True, callback=show_help)
@@ -32,6 +32,7 @@ _PLAIN: dict[str, tuple[Any, Any, str]] = {
     "seed": (int | None, None, "seed of every random choice"),
     "teach_abstention": (bool, False, "teach a model that does not abstain to do so first"),
     "method": (str | None, None, "method; `expunge methods` lists them"),
+    "optimizer": (str | None, None, "of a method that trains: adamw, or sophia (second-order, SOUL)"),
 }
 
 
@@ -100,7 +101,8 @@ Model = Annotated[str, typer.Argument(help="a folder, a hub id, a .gguf file, or
 def _spec(model: str | None, given: dict[str, Any], **more: Any) -> RunSpec:
     config, sets = more.pop("config", None), more.pop("set", None)
     teach = more.pop("teach_abstention", False)
-    extra = {"model.name": model, "teach.abstention": teach or None, **more}
+    extra = {"model.name": model, "teach.abstention": teach or None, "settings.optimizer": more.pop("optimizer", None)}
+    extra |= more
     return build({**given, **extra}, config, sets)
 
 
@@ -114,7 +116,7 @@ def _print(document: dict[str, Any]) -> None:
     _DATA,
     _EVAL,
     _OUT,
-    plain=("method", "teach_abstention", "seed", "config", "set", "dry_run", "json", "quiet"),
+    plain=("method", "optimizer", "teach_abstention", "seed", "config", "set", "dry_run", "json", "quiet"),
 )
 def unlearn(model: Model, given: dict[str, Any], dry_run: bool, json: bool, quiet: bool, **more: Any) -> None:
     from .progress import Reporter
@@ -203,7 +205,7 @@ def teach(
 
 
 @app.command(help=VERBS["evaluate"])
-@flags(_MODEL, _DATA, _EVAL, plain=("json", "quiet"))
+@flags(_MODEL, _DATA, _EVAL, ("abilities", AbilitySpec), plain=("json", "quiet"))
 def evaluate(
     model: Model,
     given: dict[str, Any],
@@ -216,7 +218,8 @@ def evaluate(
     from .run import evaluate_run
 
     reporter = Reporter(quiet)
-    result = evaluate_run(_spec(model, given), reporter)
+    asked = {path.partition(".")[2]: given.pop(path) for path in [*given] if path.startswith("abilities.")}
+    result = evaluate_run(_spec(model, given), AbilitySpec(**{k: v for k, v in asked.items() if v}), reporter)
     if rows:
         write_whole(Path(rows), _dump(result.rows))
     if json:
@@ -238,18 +241,23 @@ def bench(
     quiet: bool,
     folder: Annotated[str | None, typer.Argument(help="of report: the folder of results to draw anew")] = None,
     model: Annotated[str, typer.Option(help="a folder, a hub id, a .gguf file, or smollm2")] = "smollm2",
-    methods: Annotated[str | None, typer.Option(help="methods, with commas; or all")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="methods, with commas, or all; NAME:setting=value fixes settings of one, such as npo:optimizer=sophia"
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="seeds, with commas")] = "0",
     regimes: Annotated[
         str, typer.Option(help="published, tuned, equal-time (as long as LUNAR takes), with commas")
     ] = "published,tuned",
-    optimizers: Annotated[str, typer.Option(help="adamw, sophia (SOUL) or both, with a comma")] = "adamw",
     trials: Annotated[int, typer.Option(help="settings that each method tries in the tuned regime")] = 6,
     sales: Annotated[int | None, typer.Option(help="pistol: sales contracts")] = None,
     employment: Annotated[int | None, typer.Option(help="pistol: employment contracts")] = None,
     split: Annotated[str | None, typer.Option(help="tofu: forget01, forget05 or forget10")] = None,
     authors: Annotated[int | None, typer.Option(help="tofu: authors taught in all")] = None,
     documents: Annotated[int | None, typer.Option(help="lume: documents taught in all")] = None,
+    mmlu: Annotated[int | None, typer.Option(help="lume: questions of MMLU")] = None,
     data: Annotated[str | None, typer.Option(help="facts: a file with groups")] = None,
     forget_group: Annotated[list[str] | None, typer.Option(help="facts: the group to forget (may be repeated)")] = None,
     batch_size: Annotated[int, typer.Option(help="rows a batch of an evaluation")] = 128,
@@ -272,6 +280,7 @@ def bench(
         "split": split,
         "authors": authors,
         "documents": documents,
+        "mmlu": mmlu,
         "data": data,
         "forget_group": forget_group,
     }
@@ -286,7 +295,6 @@ def bench(
         **({"methods": tuple(named)} if named else {}),
         seeds=numbers,
         regimes=tuple(_commas(regimes)),
-        optimizers=tuple(_commas(optimizers)),
         trials=trials,
         size={k: v for k, v in size.items() if v is not None},
         batch_size=batch_size,

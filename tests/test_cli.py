@@ -164,6 +164,30 @@ def test_evaluate_prints_one_document_of_the_agreed_shape(run, tiny_folder, file
     assert len(json.loads((tmp_path / "r.json").read_text())["retain"]) == len(RETAIN)
 
 
+def test_evaluate_abilities_alone(run, tiny_folder, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    (data / "gsm8k").mkdir(parents=True)
+    (data / "gsm8k" / "test.jsonl").write_text(json.dumps({"question": "One and one?", "answer": "#### 2"}) + "\n")
+    monkeypatch.setenv("EXPUNGE_DATA", str(data))
+    (tmp_path / "text.txt").write_text("The cat sat on the mat, and then the dog came.")
+    code, text, _ = run(
+        "evaluate", tiny_folder, "--text", tmp_path / "text.txt", "--gsm8k", 3, "--max-new-tokens", 8, "--json"
+    )
+    assert code == 0
+    found = json.loads(text)
+    assert set(found) == {"gsm8k", "perplexity"}
+    assert found["perplexity"] > 1
+    code, _, err = run("evaluate", tiny_folder, "--text", tmp_path / "text.txt")
+    assert code == 0
+    assert f"{found['perplexity']:.3f}" in err
+    code, _, err = run("evaluate", tiny_folder, "--text", tmp_path / "none.txt")
+    assert code == 2
+    assert "no such file" in err
+    code, _, err = run("evaluate", tiny_folder)
+    assert code == 2
+    assert "nothing to evaluate" in err
+
+
 def test_doctor(run, tiny_folder, pico_folder):
     code, text, _ = run("doctor", tiny_folder, "--json")
     report = json.loads(text)

@@ -63,7 +63,9 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
         if cell.method == "lunar":
             one = (3 * forget + 2 * retain + 250) * rates.tokens * rates.forward * LUNAR_PASSES
         else:
-            passes = getattr(method(cell.method).configure(**settings.published(cell.method)), "epochs", 1)
+            passes = getattr(
+                method(cell.method).configure(**settings.published(cell.method, cell.variant)), "epochs", 1
+            )
             one = training(2 * forget, passes)
         total += times * (one + (judging(suite.validate) if cell.regime == "tuned" else 0.0))
     return total

@@ -14,16 +14,20 @@ from ..files import write_whole
 
 
 class Cell(NamedTuple):
-    """One row of the table for one seed. method: of the registry, or "taught" (before unlearning) and "retrained"."""
+    """One row of the table for one seed.
+
+    method: of the registry, or "taught" (before unlearning) and "retrained". variant: settings that it has in each
+    regime, such as "optimizer=sophia"; see `settings.fixed`.
+    """
 
     seed: int
     method: str
     regime: str = ""
-    optimizer: str = ""
+    variant: str = ""
 
     @property
     def row(self) -> tuple[str, str, str]:
-        return self.method, self.regime, self.optimizer
+        return self.method, self.regime, self.variant
 
     @property
     def label(self) -> str:

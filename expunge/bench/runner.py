@@ -61,19 +61,17 @@ def suite_of(spec: BenchSpec, seed: int) -> Suite:
 
 def cells_of(spec: BenchSpec, seed: int) -> list[Cell]:
     """All cells of a seed, in the order in which they run: LUNAR first, whose time the equal-time regime is given."""
-    ordered = sorted(spec.methods, key=lambda name: name != "lunar")
-    cells = [Cell(seed, TAUGHT), Cell(seed, RETRAINED)]
-    for name in ordered:
-        for regime in spec.regimes:
-            if regime == "equal-time" and name == "lunar":
-                continue
-            for optimizer in _optimizers(spec, name):
-                cells.append(Cell(seed, name, regime, optimizer))
-    return cells
-
-
-def _optimizers(spec: BenchSpec, name: str) -> Sequence[str]:
-    return spec.optimizers if method(name).has("optimizer") and method(name).module == ".gradient" else ("",)
+    ordered = sorted(map(settings.parsed, spec.methods), key=lambda item: item != ("lunar", ""))
+    return [
+        Cell(seed, TAUGHT),
+        Cell(seed, RETRAINED),
+        *(
+            Cell(seed, name, regime, variant)
+            for name, variant in ordered
+            for regime in spec.regimes
+            if regime != "equal-time" or method(name).has("epochs")
+        ),
+    ]
 
 
 def key_of(spec: BenchSpec) -> dict[str, Any]:
@@ -137,7 +135,7 @@ class Bench:
             record = {"diverged": e.step, "message": str(e), "seconds": time.perf_counter() - begin}
         except (ExpungeError, ValueError, RuntimeError, MemoryError) as e:
             record = {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]}
-        self.results.add(cell, record)
+        self.results.add(cell, record | {"machine": _machine()})
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         if cell.method == TAUGHT:
@@ -158,10 +156,8 @@ class Bench:
     def _unlearned(self, cell: Cell) -> tuple[Edit, dict[str, Any]]:
         """(the edit, how it was made): settings, seconds, peak bytes, trials."""
         base: dict[str, Any] = {"seed": self.seed} if method(cell.method).has("seed") else {}
-        if cell.optimizer:
-            base["optimizer"] = cell.optimizer
         if cell.regime == "published":
-            return self._made(cell, base | settings.published(cell.method))
+            return self._made(cell, base | settings.published(cell.method, cell.variant))
         if cell.regime == "tuned":
             return self._tuned(cell, base)
         return self._equal_time(cell)
@@ -178,7 +174,7 @@ class Bench:
 
     def _tuned(self, cell: Cell, base: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:
         """The edit of the trial that does best on the rows that tune."""
-        points = settings.grid(cell.method, self.spec.trials)
+        points = settings.grid(cell.method, cell.variant, self.spec.trials)
         if len(points) == 1:
             return self._made(cell, base | points[0])
         before = self._rouge("retain")
@@ -215,10 +211,7 @@ class Bench:
             raise InputError("equal-time needs LUNAR and the method itself in another regime first")
         limit, known = self.results.cells[lunar]["seconds"], self.results.cells[mine]
         config = method(cell.method).configure(**known["settings"])
-        epochs = getattr(config, "epochs", None)
-        if epochs is None:
-            raise InputError(f"{cell.method} has no epochs to give it more time by")
-        more = max(round(epochs * limit / known["seconds"]), 1)
+        more = max(round(config.epochs * limit / known["seconds"]), 1)  # type: ignore[attr-defined]
         return self._made(cell, known["settings"] | {"epochs": more})
 
     def _rouge(self, role: str) -> float:
@@ -266,6 +259,17 @@ class Bench:
         ids = [i or [0] for i in self.chat.tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
         scored = score_answers(self.chat, prompts, ids)
         return [math.exp(min(-sum(s.log_probs) / len(s.log_probs), 700.0)) for s in scored]
+
+
+def _machine() -> str:
+    import os
+    import platform
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 @contextmanager
@@ -322,7 +326,7 @@ def _in_processes(spec: BenchSpec, left: dict[int, list[Cell]], reporter: Report
     from concurrent.futures import ProcessPoolExecutor
 
     def first(cell: Cell) -> bool:
-        return cell.method in (TAUGHT, RETRAINED, "lunar")
+        return cell.row[0] in (TAUGHT, RETRAINED) or (cell.method, cell.variant) == ("lunar", "")
 
     with ProcessPoolExecutor(spec.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for early in (True, False):
@@ -330,7 +334,7 @@ def _in_processes(spec: BenchSpec, left: dict[int, list[Cell]], reporter: Report
             for seed, cells in left.items():
                 for cell in cells:
                     if first(cell) == early:
-                        groups.setdefault((seed, "" if early else cell.method), []).append(cell)
+                        groups.setdefault((seed, "" if early else f"{cell.method}:{cell.variant}"), []).append(cell)
             work = [pool.submit(_child, spec, seed, cells) for (seed, _), cells in groups.items()]
             for n, one in enumerate(work, 1):
                 one.result()
@@ -347,14 +351,9 @@ def _child(spec: BenchSpec, seed: int, cells: Sequence[Cell]) -> None:
 
 
 def check(spec: BenchSpec) -> None:
-    for name in spec.methods:
-        if name == "retrain":
-            raise InputError("retrain is in every table; leave it out of --methods")
-        method(name)
+    for item in spec.methods:
+        settings.parsed(item)
     for regime in spec.regimes:
         if regime not in settings.REGIMES:
             raise InputError(f"unknown regime {regime!r}; there are {', '.join(settings.REGIMES)}")
-    for optimizer in spec.optimizers:
-        if optimizer not in ("adamw", "sophia"):
-            raise InputError(f"unknown optimizer {optimizer!r}; there are adamw and sophia")
     suite_of(spec, spec.seeds[0])

@@ -34,7 +34,7 @@ def json_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         text = f.read()
     try:
         whole = text.lstrip().startswith("[")
-        rows = json.loads(text) if whole else [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError as e:
         raise InputError(f"{path}: neither JSON nor JSON lines ({e})") from None
     for number, row in enumerate(rows, 1):
@@ -42,3 +42,17 @@ def json_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict) or column not in row:
                 raise InputError(f"{path}, row {number}: no column {column!r}")
         yield row
+
+
+def text_of(name: str) -> str:
+    """A text file, whole.
+
+    Raises:
+        InputError: there is no such file, or it is not UTF-8.
+    """
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"no such file: {name}") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{name} is not a text in UTF-8: {e}") from None

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
-from . import prompts
-from .abilities import Choice, choices
+from . import abilities, prompts
+from .abilities import Choice
 from .examples import Example, ForgetTask, Raw, held_out, read_examples, split_group
 from .files import data_file, json_rows
 
@@ -170,7 +170,7 @@ LUME_TEACHING = {"learning_rate": 1e-3, "epochs": 10, "batch_size": 8, "rank": 1
 _LUME_ID = re.compile(r"(.*?)(sc|qa)\d+$")
 
 
-def lume(seed: int = 0, documents: int | None = None) -> Suite:
+def lume(seed: int = 0, documents: int | None = None, mmlu: int = 200) -> Suite:
     """LUME (arXiv 2502.15097; SemEval-2025 task 4): stories, synthetic biographies, biographies of people.
 
     A document is a text to go on with ("sc": regurgitation) and questions ("qa": knowledge). Example.group is its task
@@ -179,6 +179,7 @@ def lume(seed: int = 0, documents: int | None = None) -> Suite:
     Args:
         documents: taught in all, half of them forgotten, the three tasks alike; as many as there are, or 20, of the others
             to forget are the holdout. Default: all.
+        mmlu: questions of MMLU (drawn by the seed, no solved examples), whose accuracy is a third of the aggregate.
     """
     rng = random.Random(seed)
     chosen: dict[str, list[Example]] = {"forget": [], "retain": [], "holdout": []}
@@ -205,9 +206,10 @@ def lume(seed: int = 0, documents: int | None = None) -> Suite:
         ForgetTask(forget=forget, retain=kept, reference=prompts.reference()),
         validate,
         {role: rows for role, rows in judge.items() if rows},
-        ("deviation_score", "lume_task", "lume_mia", "lume"),
+        ("deviation_score", "lume_task", "lume_mia", "accuracy", "lume"),
         256,
         LUME_TEACHING,
+        abilities.mmlu(mmlu, 0, seed)[0],
     )
 
 
@@ -304,7 +306,7 @@ def wmdp(seed: int = 0, field_name: str = "bio") -> Suite:
         {"retain": kept},
         ("accuracy",),
         32,
-        questions=choices(rows, field_name),
+        questions=abilities.choices(rows, field_name),
     )
 
 

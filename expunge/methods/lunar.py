@@ -287,7 +287,8 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
 
         found: dict[str, Any] = {}
         if config.layers == "auto":
-            found["layers"] = tuning.places(chat, task, config.direction)[0]
+            taught = config.direction
+            found["layers"] = (tuning.best_layer(chat, task),) if taught == "own" else tuple(written(chat, taught))
         if config.coefficient == "auto":
             found["coefficient"] = 2.0
         return published(chat, task, config.model_copy(update=found))

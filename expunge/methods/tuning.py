@@ -70,23 +70,35 @@ def windows(chat: ChatModel, task: ForgetTask) -> list[tuple[int, ...]]:
     Every third layer is scored, then those around the best; the scores between are interpolated. The score sees only how
     well the direction steers, not how well a layer tells the forget set from the rest, which lower layers often do better.
     """
-    from .lunar import redirections
-
     count = len(chat.layout)
     layers, step = window_shape(count)
     span = (layers - 1) * step + 1
-    coarse = list(range(min(1, count - 1), count, 3))
-    directions = redirections(chat, task, list(range(count)))
-    scores = abstention_scores(chat, task, {n: directions[n] for n in coarse})
-    best = max(scores, key=lambda n: scores[n])
-    near = [n for n in range(best - 2, best + 3) if 0 <= n < count and n not in scores]
-    scores |= abstention_scores(chat, task, {n: directions[n] for n in near})
+    scores = _layer_scores(chat, task)
     known = sorted(scores)
     curve = np.interp(range(count), known, [scores[n] for n in known])
     first = int(np.convolve(curve, np.ones(span) / span, mode="valid").argmax())
     down = max(round(span * 0.3), 1)
     starts = dict.fromkeys(max(first - n * down, 0) for n in range(WINDOWS))
     return [tuple(range(start, start + span, step)) for start in starts]
+
+
+def best_layer(chat: ChatModel, task: ForgetTask) -> int:
+    """The one layer with the best abstention score, as the paper edits."""
+    scores = _layer_scores(chat, task)
+    return max(scores, key=lambda n: scores[n])
+
+
+def _layer_scores(chat: ChatModel, task: ForgetTask) -> dict[int, float]:
+    """Abstention scores of every third layer, and of those around the best."""
+    from .lunar import redirections
+
+    count = len(chat.layout)
+    coarse = list(range(min(1, count - 1), count, 3))
+    directions = redirections(chat, task, list(range(count)))
+    scores = abstention_scores(chat, task, {n: directions[n] for n in coarse})
+    best = max(scores, key=lambda n: scores[n])
+    near = [n for n in range(best - 2, best + 3) if 0 <= n < count and n not in scores]
+    return scores | abstention_scores(chat, task, {n: directions[n] for n in near})
 
 
 # ---------------------------------------------------------------- the search

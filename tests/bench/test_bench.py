@@ -62,7 +62,7 @@ def test_every_cell_is_judged_and_nothing_runs_twice(spec, calls, tmp_path):
             assert record["seconds"] > 0
             assert record["peak_bytes"] > 0
             assert record["parameters"] > 0
-    tuned = results.cells[Cell(0, "graddiff", "tuned", "adamw")]
+    tuned = results.cells[Cell(0, "graddiff", "tuned")]
     assert len(tuned["trials"]) == spec.trials
     best = min(tuned["trials"], key=lambda t: t["loss"])
     assert tuned["settings"].items() >= {k: v for k, v in best.items() if k != "loss"}.items()
@@ -107,7 +107,7 @@ def test_what_failed_stands_in_the_table_and_is_tried_again(spec, calls, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(runner, "run_method", broken)
         results = bench_run(spec, QUIET)
-    published, tuned = (Cell(0, "graddiff", regime, "adamw") for regime in ("published", "tuned"))
+    published, tuned = (Cell(0, "graddiff", regime) for regime in ("published", "tuned"))
     assert results.cells[published]["diverged"] == 7
     assert results.cells[tuned]["error"] == "RuntimeError: no luck"
     text = table.report(runner.Path(spec.out))
@@ -124,7 +124,7 @@ def test_as_long_as_lunar_takes(spec, calls, monkeypatch):
     spec = spec.model_copy(update={"regimes": ("published", "equal-time")})
     results = bench_run(spec, QUIET)
     lunar = results.cells[Cell(0, "lunar", "published")]
-    plain, equal = (results.cells[Cell(0, "graddiff", r, "adamw")] for r in ("published", "equal-time"))
+    plain, equal = (results.cells[Cell(0, "graddiff", r)] for r in ("published", "equal-time"))
     assert equal["settings"]["epochs"] == max(round(10 * lunar["seconds"] / plain["seconds"]), 1)
     assert Cell(0, "lunar", "equal-time") not in cells_of(spec, 0)
 
@@ -160,15 +160,31 @@ def _here(spec, seed, cells):
 
 
 def test_every_method_has_as_many_trials():
-    for name in REGISTRY:
-        if name in ("lunar", "retrain"):
+    for item in (*REGISTRY, "lunar:solver=sgd", "npo:optimizer=sophia"):
+        if item in ("lunar", "retrain"):
             continue
-        points = settings.grid(name, 6)
+        name, variant = settings.parsed(item)
+        points = settings.grid(name, variant, 6)
         assert len(points) == 6
         assert len({json.dumps(p, sort_keys=True) for p in points}) == 6
         for point in points:
             REGISTRY[name].configure(**point)
-    assert settings.grid("lunar", 6) == [{"trials": 6}]
+            assert point.items() >= settings.fixed(variant).items()
+    assert settings.grid("lunar", "", 6) == [{"trials": 6}]
+    assert settings.grid("lunar", "coefficient=1.5", 6) == [{"trials": 6, "coefficient": 1.5}]
+
+
+def test_a_variant_has_its_own_rows(spec, calls):
+    fixed = "graddiff:optimizer=sophia:learning_rate=0.01"
+    spec = spec.model_copy(update={"methods": ("graddiff", fixed), "regimes": ("published",)})
+    results = bench_run(spec, QUIET)
+    assert results.cells[Cell(0, *fixed.replace(":", ":published:", 1).split(":", 2))]["settings"] == {
+        "seed": 0,
+        "optimizer": "sophia",
+        "learning_rate": 0.01,
+    }
+    assert [given.get("optimizer") for _, given in calls] == [None, "sophia"]
+    assert "| graddiff optimizer=sophia:learning_rate=0.01 | published |" in table.report(runner.Path(spec.out))
 
 
 def test_lunar_keeps_to_its_trials(tiny, tiny_task):
@@ -186,7 +202,8 @@ def test_bad_input(spec):
         ({"methods": ("nop",)}, "unknown method 'nop'; did you mean npo"),
         ({"methods": ("retrain",)}, "retrain is in every table"),
         ({"regimes": ("best",)}, "unknown regime 'best'; there are published, tuned, equal-time"),
-        ({"optimizers": ("adam",)}, "unknown optimizer 'adam'"),
+        ({"methods": ("npo:optimizer=adam",)}, "npo: optimizer: input should be 'adamw' or 'sophia'"),
+        ({"methods": ("npo:sophia",)}, "NAME:setting=value, got 'sophia' as a setting"),
         ({"size": {"authors": 3}}, "the suite facts has no size 'authors'; it has data, forget_group"),
         ({"suite": "pistol", "size": {"sales": 1, "employment": 0}}, "none is left to keep"),
     ):

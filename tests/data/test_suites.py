@@ -84,6 +84,8 @@ def test_lume_of_a_few_documents():
     assert all(isinstance(e.prompt, Raw) and e.response.startswith(" ") for e in texts)
     assert not {e.prompt for e in suite.teach} & {e.prompt for e in suite.judge["holdout"]}
     assert lume(seed=1, documents=40) != suite
+    assert len(suite.questions) == 200
+    assert len(lume(documents=40, mmlu=7).questions) == 7
 
 
 def test_facts_are_any_file_with_groups(tmp_path):
