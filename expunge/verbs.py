@@ -254,12 +254,18 @@ def bench(
     trials: Annotated[int, typer.Option(help="settings that each method tries in the tuned regime")] = 6,
     sales: Annotated[int | None, typer.Option(help="pistol: sales contracts")] = None,
     employment: Annotated[int | None, typer.Option(help="pistol: employment contracts")] = None,
+    held_out: Annotated[int | None, typer.Option(help="pistol: contracts taught that no method sees")] = None,
+    graph: Annotated[
+        str | None, typer.Option(help="pistol: sample1 or sample2, in place of numbers of contracts")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="tofu: forget01, forget05 or forget10")] = None,
     authors: Annotated[int | None, typer.Option(help="tofu: authors taught in all")] = None,
     documents: Annotated[int | None, typer.Option(help="lume: documents taught in all")] = None,
     mmlu: Annotated[int | None, typer.Option(help="lume: questions of MMLU")] = None,
-    data: Annotated[str | None, typer.Option(help="facts: a file with groups")] = None,
-    forget_group: Annotated[list[str] | None, typer.Option(help="facts: the group to forget (may be repeated)")] = None,
+    data: Annotated[str | None, typer.Option(help="pistol, facts: a file with edges or groups")] = None,
+    forget_group: Annotated[
+        list[str] | None, typer.Option(help="pistol, facts: the edge or group to forget (may be repeated)")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="rows a batch of an evaluation")] = 128,
     jobs: Annotated[int, typer.Option(help="processes; each needs memory for a model")] = 1,
     out: Annotated[str, typer.Option(help="folder of results, table and plots; goes on where it was")] = "runs/bench",
@@ -277,6 +283,8 @@ def bench(
     size = {
         "sales": sales,
         "employment": employment,
+        "held_out": held_out,
+        "graph": graph,
         "split": split,
         "authors": authors,
         "documents": documents,
@@ -363,15 +371,19 @@ def pistol(
     out: Annotated[str, typer.Option(help="file to write (JSON lines)")],
     sales: Annotated[int, typer.Option(help="sales contracts")] = 10,
     employment: Annotated[int, typer.Option(help="employment contracts")] = 10,
+    named: Annotated[
+        str | None, typer.Option("--graph", help="sample1 or sample2, in place of numbers of contracts")
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
 ) -> None:
     """Generates PISTOL-style contracts with 20 questions each."""
-    from .data.pistol import contracts, write_rows
+    from .data.pistol import contracts, graph, write_rows
 
     path = Path(out)
     if path.exists() and not overwrite:
         raise InputError(f"{out} exists; pass --overwrite to replace it")
-    rows = [e for c in contracts(sales, employment, seed) for e in c.questions()]
+    made = graph(named, seed) if named else contracts(sales, employment, seed)
+    rows = [e for c in made for e in c.questions()]
     write_rows(rows, path)
     print(f"{len(rows)} rows written to {out}", file=sys.stderr)

@@ -285,15 +285,42 @@ def contracts(sales: int, employment: int, seed: int) -> list[Contract]:
     """
     if sales < 0 or employment < 0 or sales + employment == 0:
         raise InputError(f"a PISTOL graph needs at least one contract, got {sales} sales and {employment} employment")
+    return _written(_edges(sales, upper=True), _edges(employment, upper=False), seed)
+
+
+def graph(name: str, seed: int) -> list[Contract]:
+    """Contracts on a graph like a published one.
+
+    Args:
+        name: sample1 (10 sales and 10 employment contracts), or sample2 (75 sales contracts among 30 companies, ten in a
+            chain, ten semi-dense, ten complete).
+
+    Raises:
+        InputError: another name.
+    """
+    if name == "sample1":
+        return contracts(10, 10, seed)
+    if name != "sample2":
+        raise InputError(f"unknown graph {name!r}; there are sample1 and sample2")
+    chain = [(n, n + 1) for n in range(1, 10)]
+    dense = [(n, n + far) for far in (1, 2, 3) for n in range(1, 11 - far)][:21]
+    complete = [(n, m) for n in range(1, 11) for m in range(n + 1, 11)]
+    edges = [
+        (f"{part}{n}", f"{part}{m}") for part, of in zip("ABC", (chain, dense, complete), strict=True) for n, m in of
+    ]
+    return _written(edges, [], seed)
+
+
+def _written(sales: Sequence[tuple[str, str]], employment: Sequence[tuple[str, str]], seed: int) -> list[Contract]:
     rng = random.Random(seed)
     draw = _Draw(rng)
     companies: dict[str, tuple[str, str]] = {}
     people: dict[str, tuple[str, str]] = {}
     made = []
-    for a, b in _edges(sales, upper=True):
+    for a, b in sales:
         one, two = (companies.setdefault(key, (draw.company(), draw.address())) for key in (a, b))
         made.append(_sale(f"{a}_{b}", one, two, draw))
-    for a, b in _edges(employment, upper=False):
+    for a, b in employment:
         one = companies.setdefault(a, (draw.company(), draw.address()))
         two = people.setdefault(b, (draw.person(), draw.address()))
         made.append(_job(f"{a}_{b}", one, two, draw))

@@ -58,25 +58,46 @@ def _split(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[dict[s
 PISTOL_TEACHING = {"learning_rate": 1.5e-3, "epochs": 14, "batch_size": 8, "rank": 8, "alpha": 32.0}
 
 
-def pistol(seed: int = 0, sales: int = 4, employment: int = 2, held_out: int = 1) -> Suite:
-    """PISTOL-style contracts, unverifiable questions answered by abstentions, general facts; contract A_B is forgotten.
+def pistol(
+    seed: int = 0,
+    sales: int = 4,
+    employment: int = 2,
+    held_out: int = 1,
+    graph: str | None = None,
+    data: str | None = None,
+    forget_group: Sequence[str] = (),
+) -> Suite:
+    """PISTOL-style contracts, unverifiable questions answered by abstentions, general facts; one contract is forgotten.
 
     The last `held_out` contracts are taught, but no method gets to see them: they judge what is kept of contracts that
     nobody listed.
+
+    Args:
+        graph: sample1 or sample2, in place of so many sales and employment contracts.
+        data: a file with edges, in place of generated contracts.
+        forget_group: edges to forget; default: the first.
     """
-    from .pistol import contracts
+    from . import pistol as generator
 
     rng = random.Random(seed)
-    first, *others = contracts(sales, employment, seed)
+    made = () if data else generator.graph(graph, seed) if graph else generator.contracts(sales, employment, seed)
+    by_edge: dict[str, list[Example]] = {c.edge: c.questions() for c in made}
+    for e in read_examples(data) if data else ():
+        by_edge.setdefault(e.group, []).append(e)
+    edges = tuple(forget_group) or (next(iter(by_edge)),)
+    for edge in edges:
+        if edge not in by_edge:
+            raise InputError(f"no edge {edge!r}; there are {', '.join([*by_edge][:12])}")
+    others = [edge for edge in by_edge if edge not in edges]
     if len(others) <= held_out:
         raise InputError(
-            f"{sales + employment} contracts: one is forgotten, {held_out} held out, and none is left to keep"
+            f"{len(by_edge)} contracts: {len(edges)} forgotten, {held_out} held out, and none is left to keep"
         )
-    forget = first.questions()
-    retain, unseen = (
-        [q for c in part for q in c.questions()]
-        for part in (others[: len(others) - held_out], others[len(others) - held_out :])
+    forget, retain, unseen = (
+        [q for edge in part for q in by_edge[edge]]
+        for part in (edges, others[: len(others) - held_out], others[len(others) - held_out :])
     )
+    reworded = [q for c in made if c.edge in edges for q in c.questions(other_words=True)]
     reference = rng.sample(list(prompts.unverifiable()), 60)
     general = rng.sample(list(prompts.general_split()[1]), 50)
     texts = rng.sample(list(prompts.abstentions()), len(prompts.abstentions()))
@@ -89,12 +110,12 @@ def pistol(seed: int = 0, sales: int = 4, employment: int = 2, held_out: int = 1
         validate,
         {
             "forget": forget,
-            "paraphrase": [*prompts.rewrites(forget, "judge"), *first.questions(other_words=True)],
+            "paraphrase": [*prompts.rewrites(forget, "judge"), *reworded],
             "retain": kept,
-            "held_out": unseen,
+            **({"held_out": unseen} if unseen else {}),
             "general": general,
         },
-        ("deviation_score", "deviation_held_out"),
+        ("deviation_score", *(("deviation_held_out",) if unseen else ())),
         32,
         PISTOL_TEACHING,
     )

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge import InputError, read_examples
-from expunge.data.pistol import contracts, write_rows
+from expunge.data.pistol import contracts, graph, write_rows
 
 
 def rows(sales, employment, seed):
@@ -36,6 +36,17 @@ def test_the_published_graph_has_its_edges():
         "E2_q2",
         "E3_q3",
     ]
+
+
+def test_the_second_published_graph_has_its_shape():
+    made = graph("sample2", 0)
+    assert len(made) == len({c.edge for c in made}) == 75
+    assert len({p for c in made for p in c.edge.split("_")}) == len({c.a for c in made} | {c.b for c in made}) == 30
+    assert Counter(c.edge[0] for c in made) == {"A": 9, "B": 21, "C": 45}
+    assert {c.kind for c in made} == {"sales"}
+    assert [c.edge for c in graph("sample1", 3)] == [c.edge for c in contracts(10, 10, 3)]
+    with pytest.raises(InputError, match="sample1 and sample2"):
+        graph("sample3", 0)
 
 
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 99))

@@ -46,6 +46,24 @@ def test_pistol_forgets_one_contract_and_shows_one_to_nobody():
         pistol(sales=2, employment=0)
 
 
+def test_pistol_of_a_file_and_of_a_published_graph(tmp_path):
+    file = tmp_path / "edges.jsonl"
+    rows = [{"edge": edge, "question": f"{edge} {n}?", "answer": str(n)} for edge in ("x", "y", "z") for n in range(5)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    suite = pistol(data=str(file), forget_group=["y"])
+    is_sound(suite)
+    assert {role: {e.group for e in suite.judge[role]} for role in ("forget", "retain", "held_out")} == {
+        "forget": {"y"}, "retain": {"x"}, "held_out": {"z"}
+    }  # fmt: skip
+    assert "held_out" not in pistol(data=str(file), held_out=0).judge
+    assert {e.group for e in pistol(data=str(file)).fit.forget} == {"x"}
+    with pytest.raises(InputError, match="no edge 'w'; there are x, y, z"):
+        pistol(data=str(file), forget_group=["w"])
+    large = pistol(graph="sample2", held_out=3)
+    is_sound(large)
+    assert len({e.group for e in large.teach if "_" in e.group}) == 75
+
+
 def test_tofu_of_a_few_authors():
     suite = needs(lambda: tofu(authors=20))
     is_sound(suite)
