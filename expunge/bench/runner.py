@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import inspect
 import json
 import math
 import time
@@ -16,6 +18,7 @@ from ..data.examples import Example
 from ..data.suites import SUITES, Suite
 from ..edits import Edit
 from ..errors import Diverged, ExpungeError, InputError
+from ..evaluation import privacy
 from ..evaluation.abilities import choice_accuracy
 from ..evaluation.headlines import HEADLINES
 from ..evaluation.refusal import encoder_for, refusal_quality
@@ -41,9 +44,6 @@ def suite_of(spec: BenchSpec, seed: int) -> Suite:
     Raises:
         InputError: an unknown suite, or a size that it does not have.
     """
-    import difflib
-    import inspect
-
     if spec.suite not in SUITES:
         near = difflib.get_close_matches(spec.suite, SUITES, n=2, cutoff=0.4)
         raise InputError(
@@ -233,6 +233,8 @@ class Bench:
                 if suite.questions:
                     right = choice_accuracy(self.chat, suite.questions)
                     found["accuracy"] = sum(right) / len(right)
+                if "holdout" in found:
+                    found["auc_gradient_norm"] = privacy.auc(*map(self._gradient_norms, ("forget", "holdout")))
             answers = found.answers["forget"] if "forget" in found else []
             extra: dict[str, Any] = {}
             if answers:
@@ -245,6 +247,10 @@ class Bench:
                 }
         rows = self.results.rows(Cell(self.seed, RETRAINED))
         retrained = Evaluation.of(rows) if rows else None
+        if retrained and "holdout" in found:
+            found["auc_reference"] = privacy.auc(
+                *(privacy.reference(found, retrained, r) for r in ("forget", "holdout"))
+            )
         self.results.keep_rows(cell, found.record())
         return {
             "metrics": dict(found),
@@ -252,6 +258,10 @@ class Bench:
             "intervals": found.intervals(),
             **extra,
         }
+
+    def _gradient_norms(self, role: str) -> list[float]:
+        rows = rows_of(self.chat, [(e.prompt, e.response) for e in self.suite.judge[role]])
+        return privacy.gradient_norm(self.chat, rows)
 
     def _perplexities(self, answers: Sequence[str]) -> list[float]:
         """Of the forget answers under the model before the edit."""

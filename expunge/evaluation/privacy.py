@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from ..models.generation import Scored
 from ..models.loading import ChatModel
 from ..models.training import TrainRow, row_logits
 from .likelihood import TINY, loss
+
+if TYPE_CHECKING:
+    from .scores import Evaluation
 
 LOWEST = 0.4  # share of a row's tokens that min-k looks at
 SMALLEST_VARIANCE = 1e-6
@@ -44,6 +48,11 @@ def min_k_plus(scored: Scored, tokens: int, share: float = LOWEST) -> float:
 
 def _lowest(values: list[float], share: float) -> float:
     return -float(np.mean(sorted(values)[: max(1, int(len(values) * share))]))
+
+
+def reference(evaluation: Evaluation, other: Evaluation, role: str) -> list[float]:
+    """Loss less that of a model that never saw the members, such as the retrained one (Carlini et al., 2021)."""
+    return [a["loss"] - b["loss"] for a, b in zip(evaluation.rows[role], other.rows[role], strict=True)]
 
 
 def gradient_norm(chat: ChatModel, rows: Sequence[TrainRow]) -> list[float]:

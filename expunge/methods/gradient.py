@@ -84,6 +84,7 @@ class Before:
 
     def __init__(self, chat: ChatModel, shared: int, rows: Sequence[TrainRow] | None) -> None:
         self.shared = shared
+        self._summed: dict[TrainRow, float] = {}
         self._kept: dict[TrainRow, Callable[[], Tensor]] = {}
         shelf = Shelf()
         with torch.no_grad():
@@ -97,6 +98,15 @@ class Before:
                 return torch.cat([self._kept[r]() for r in rows])
             with _disabled(chat):
                 return row_logits(chat, rows, self.shared)[0]
+
+    def summed(self, chat: ChatModel, rows: Sequence[TrainRow]) -> Tensor:
+        """log p of each answer, (rows,); of each row it is found once."""
+        if new := [r for r in dict.fromkeys(rows) if r not in self._summed]:
+            logits = self.logits(chat, new).split([len(r.answer) for r in new])
+            for row, part in zip(new, logits, strict=True):
+                truth = torch.tensor(row.answer, device=part.device)
+                self._summed[row] = -F.cross_entropy(part, truth, reduction="sum").item()
+        return torch.tensor([self._summed[r] for r in rows], device=chat.device)
 
 
 @contextmanager
@@ -149,7 +159,7 @@ class Answers:
     @property
     def summed(self) -> Tensor:
         """log p of each answer, (rows,)."""
-        return self._rows(self.log_probs)
+        return torch.stack([part.sum() for part in self.log_probs.split([len(r.answer) for r in self.rows])])
 
     @property
     def mean(self) -> Tensor:
@@ -159,10 +169,7 @@ class Answers:
     @property
     def before_summed(self) -> Tensor:
         """log p of each answer before unlearning, (rows,)."""
-        return self._rows(-F.cross_entropy(self.before_logits, self.tokens, reduction="none"))
-
-    def _rows(self, values: Tensor) -> Tensor:
-        return torch.stack([part.sum() for part in values.split([len(r.answer) for r in self.rows])])
+        return self.before_.summed(self.chat, self.rows)
 
 
 class Rows(NamedTuple):

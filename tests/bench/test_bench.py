@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import wraps
 
 import pytest
 
@@ -10,6 +12,7 @@ from expunge.bench import runner, settings, table
 from expunge.bench.results import Cell, Results
 from expunge.bench.runner import bench_run, cells_of, key_of
 from expunge.data import prompts, suites
+from expunge.data.examples import Example
 from expunge.errors import Diverged, InputError
 from expunge.methods import REGISTRY
 from expunge.progress import Reporter
@@ -118,6 +121,22 @@ def test_what_failed_stands_in_the_table_and_is_tried_again(spec, calls, monkeyp
     calls.clear()
     assert "metrics" in bench_run(spec, QUIET).cells[tuned]
     assert {name for name, _ in calls} == {"graddiff"}
+
+
+def test_where_rows_were_never_seen_members_are_looked_for(spec, monkeypatch):
+    unseen = [Example("Who painted it?", "Nobody"), Example("Who wrote it?", "Somebody")]
+
+    @wraps(suites.facts)
+    def with_holdout(**given):
+        suite = suites.facts(**given)
+        return replace(suite, judge={**suite.judge, "holdout": unseen})
+
+    monkeypatch.setitem(suites.SUITES, "facts", with_holdout)
+    spec = spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)})
+    found = bench_run(spec, QUIET).cells
+    areas = {"auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_plus", "auc_gradient_norm"}
+    assert all(0 <= r["metrics"][a] <= 1 for r in found.values() for a in areas)
+    assert 0 <= found[Cell(0, "ga", "published")]["metrics"]["auc_reference"] <= 1
 
 
 def test_as_long_as_lunar_takes(spec, calls, monkeypatch):

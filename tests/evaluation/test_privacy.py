@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.evaluation.privacy import auc, gradient_norm, mia_score, min_k, min_k_plus, privleak, zlib_score
+from expunge.evaluation.privacy import auc, gradient_norm, mia_score, min_k, min_k_plus, privleak, reference, zlib_score
+from expunge.evaluation.scores import Evaluation
 from expunge.models.generation import Scored, score_answers
 from expunge.models.training import rows_of
 
@@ -71,6 +72,13 @@ def test_scores_made_from_the_area_by_hand():
     assert privleak(0.5, 0.5) == 0
     assert privleak(0.75, 0.5) == pytest.approx(-50)  # not forgotten: members stand out
     assert privleak(0.25, 0.5) == pytest.approx(50)  # over-forgotten
+
+
+def test_the_reference_score_is_a_difference_of_losses():
+    ours, theirs = (
+        Evaluation.of({"values": {}, "rows": {"forget": [{"loss": x} for x in row]}}) for row in ((1, 2), (3, 1))
+    )
+    assert reference(ours, theirs, "forget") == [-2, 1]
 
 
 def test_gradient_norms_are_those_of_one_row_at_a_time(pico, small_task):

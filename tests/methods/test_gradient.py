@@ -11,7 +11,8 @@ import torch
 from expunge import ForgetTask, evaluate, unlearn
 from expunge.errors import Diverged
 from expunge.methods import REGISTRY, gradient
-from expunge.methods.gradient import Answers, GradientConfig
+from expunge.methods.gradient import Answers, Before, GradientConfig
+from expunge.models.generation import score_answers
 from expunge.models.training import TrainRow, row_logits, rows_of
 
 from ..conftest import FORGET, RETAIN
@@ -22,14 +23,25 @@ RNG = np.random.default_rng(0)
 LOGITS = {role: (RNG.normal(size=(3, 3)), RNG.normal(size=(3, 3))) for role in TOKENS}  # (now, before)
 
 
+class Known(Before):
+    """A model before unlearning whose logits for the rows are these."""
+
+    def __init__(self, logits):
+        super().__init__(None, 0, None)
+        self._known = logits
+
+    def logits(self, chat, rows):
+        return self._known
+
+
 def batch():
     """Answers of three tokens over a vocabulary of three, with fixed logits."""
     found = {}
     for role, tokens in TOKENS.items():
         now, before = (torch.tensor(x, dtype=torch.float32) for x in LOGITS[role])
-        answers = Answers(None, [TrainRow((0,), (0,) * n) for n in SIZES], None)
+        rows = [TrainRow((0,), tuple(tokens[:2])), TrainRow((0,), tuple(tokens[2:]))]
+        answers = Answers(SimpleNamespace(device="cpu"), rows, Known(before))
         answers.__dict__["_forward"] = (now, torch.tensor(tokens), list(SIZES))
-        answers.__dict__["before_logits"] = before
         found[role] = answers
     return SimpleNamespace(**found)
 
@@ -111,15 +123,17 @@ def test_before_is_the_model_before(pico, small_task, adapter):
     seen = []
 
     def loss(b, s):
-        seen.append((b.forget.before_logits, b.forget.logits.detach(), b.rows.forget))
+        seen.append((b.forget.before_logits, b.forget.logits.detach(), b.rows.forget, b.forget.before_summed))
         return -b.forget.nll
 
     config = GradientConfig(adapter=adapter, learning_rate=1e-2, epochs=3)
     gradient.descend(chat, small_task, config, loss, before=True)
-    for before, _, order in seen:
+    for before, _, order, summed in seen:
         places = [rows.index(r) for r in order]
         parts = wanted.split([len(r.answer) for r in rows])
         torch.testing.assert_close(before, torch.cat([parts[n] for n in places]), rtol=1e-4, atol=1e-4)
+        scored = score_answers(chat, [list(r.prompt) for r in order], [list(r.answer) for r in order])
+        torch.testing.assert_close(summed, torch.tensor([sum(s.log_probs) for s in scored]), rtol=1e-4, atol=1e-3)
     assert not torch.allclose(seen[-1][1], seen[-1][0], atol=1e-2)
 
 
