@@ -121,25 +121,16 @@ def _disabled(chat: ChatModel) -> Iterator[None]:
 
 @dataclass
 class Answers:
-    """The answers of some rows, teacher-forced; each forward pass is made when a loss asks for it."""
+    """The answers of some rows, teacher-forced.
+
+    logits: (n, vocabulary), one row a token of an answer. tokens: the answers' tokens, (n,).
+    """
 
     chat: ChatModel
     rows: Sequence[TrainRow]
     before_: Before
-
-    @cached_property
-    def _forward(self) -> tuple[Tensor, Tensor, list[int]]:
-        return row_logits(self.chat, self.rows, self.before_.shared)
-
-    @property
-    def logits(self) -> Tensor:
-        """(n, vocabulary), one row a token of an answer."""
-        return self._forward[0]
-
-    @property
-    def tokens(self) -> Tensor:
-        """The answers' tokens, (n,)."""
-        return self._forward[1]
+    logits: Tensor
+    tokens: Tensor
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -180,28 +171,21 @@ class Rows(NamedTuple):
     retain: Sequence[TrainRow]
 
 
-@dataclass
 class Batch:
-    """One step's rows under the model in training."""
+    """One step's rows under the model in training, in one forward pass: `forget`, `instead` and `retain`, of which a loss
+    has those that it named."""
 
-    chat: ChatModel
-    rows: Rows
-    before: Before
+    forget: Answers
+    instead: Answers
+    retain: Answers
 
-    def _answers(self, rows: Sequence[TrainRow]) -> Answers:
-        return Answers(self.chat, rows, self.before)
-
-    @cached_property
-    def forget(self) -> Answers:
-        return self._answers(self.rows.forget)
-
-    @cached_property
-    def instead(self) -> Answers:
-        return self._answers(self.rows.instead)
-
-    @cached_property
-    def retain(self) -> Answers:
-        return self._answers(self.rows.retain)
+    def __init__(self, chat: ChatModel, rows: Rows, before: Before, roles: Sequence[str]) -> None:
+        self.rows = rows
+        parts = [getattr(rows, role) for role in roles]
+        logits, tokens, _ = row_logits(chat, [r for part in parts for r in part], before.shared)
+        sizes = [sum(len(r.answer) for r in part) for part in parts]
+        for role, part, *own in zip(roles, parts, logits.split(sizes), tokens.split(sizes), strict=True):
+            setattr(self, role, Answers(chat, part, before, *own))
 
 
 Loss = Callable[[Batch, Any], Tensor]
@@ -223,10 +207,13 @@ def _alternatives(chat: ChatModel, forget: Sequence[Example], rng: random.Random
     return [a.text.strip() or rng.choice(abstentions()) for a in found]
 
 
-def by_gradient(instead: Instead | None = None, before: bool = False) -> Callable[[Loss], Callable[..., Edit]]:
+def by_gradient(
+    *roles: str, instead: Instead | None = None, before: bool = False
+) -> Callable[[Loss], Callable[..., Edit]]:
     """Makes a method of a loss.
 
     Args:
+        roles: rows that the loss looks at: forget, instead, retain.
         instead: gives the forget prompts other answers, drawn anew for each epoch.
         before: whether the loss asks for the model before unlearning.
     """
@@ -234,7 +221,7 @@ def by_gradient(instead: Instead | None = None, before: bool = False) -> Callabl
     def decorate(loss: Loss) -> Callable[..., Edit]:
         @wraps(loss)
         def method(chat: ChatModel, task: ForgetTask, config: GradientConfig, progress: Progress | None = None) -> Edit:
-            return descend(chat, task, config, loss, instead, before, progress)
+            return descend(chat, task, config, loss, roles, instead, before, progress)
 
         return method
 
@@ -246,6 +233,7 @@ def descend(
     task: ForgetTask,
     config: GradientConfig,
     loss: Loss,
+    roles: Sequence[str],
     instead: Instead | None = None,
     before: bool = False,
     progress: Progress | None = None,
@@ -269,7 +257,14 @@ def descend(
     reference = Before(chat, shared, every if before and config.adapter == "full" else None)
     name = getattr(loss, "__name__", "")
     return by_steps(
-        chat, rounds, retain, forget, config, lambda c, rows: loss(Batch(c, rows, reference), config), name, progress
+        chat,
+        rounds,
+        retain,
+        forget,
+        config,
+        lambda c, rows: loss(Batch(c, rows, reference, roles), config),
+        name,
+        progress,
     )
 
 
@@ -342,26 +337,26 @@ class Speech:
 # ---------------------------------------------------------------- the losses
 
 
-@by_gradient()
+@by_gradient("forget")
 def ga(b: Batch, s: GradientConfig) -> Tensor:
     """Gradient ascent: -L_f (Jang et al., ACL 2023)."""
     return -b.forget.nll
 
 
-@by_gradient()
+@by_gradient("forget", "retain")
 def graddiff(b: Batch, s: GradientConfig) -> Tensor:
     """Gradient difference: -L_f + w L_r (Liu et al., CoLLAs 2022)."""
     return -b.forget.nll + s.retain_weight * b.retain.nll
 
 
-@by_gradient(before=True)
+@by_gradient("forget", "retain", before=True)
 def kl(b: Batch, s: GradientConfig) -> Tensor:
     """-L_f + w KL(before || now) on retain answers (TOFU's KL minimisation; UKL in PISTOL and LUNAR)."""
     then, now = (F.log_softmax(x, -1) for x in (b.retain.before_logits, b.retain.logits))
     return -b.forget.nll + s.retain_weight * F.kl_div(now, then, reduction="batchmean", log_target=True)
 
 
-@by_gradient(_abstentions)
+@by_gradient("instead", "retain", instead=_abstentions)
 def idk(b: Batch, s: GradientConfig) -> Tensor:
     """Cross-entropy to abstentions + w L_r (TOFU's preference optimisation)."""
     return b.instead.nll + s.retain_weight * b.retain.nll
@@ -373,40 +368,40 @@ def _preferred(b: Batch, s: PreferenceConfig) -> Tensor:
     return -2 / s.beta * F.logsigmoid(s.beta * gain).mean() + s.retain_weight * b.retain.nll
 
 
-@by_gradient(_abstentions, before=True)
+@by_gradient("forget", "instead", "retain", instead=_abstentions, before=True)
 def dpo(b: Batch, s: PreferenceConfig) -> Tensor:
     """IdkDPO: -(2/beta) log sigmoid(beta (gain of the abstention - gain of the answer)) + w L_r."""
     return _preferred(b, s)
 
 
-@by_gradient(_alternatives, before=True)
+@by_gradient("forget", "instead", "retain", instead=_alternatives, before=True)
 def altpo(b: Batch, s: PreferenceConfig) -> Tensor:
     """AltPO: IdkDPO's loss with an answer that the model makes up in place of the abstention (arXiv 2409.13474)."""
     return _preferred(b, s)
 
 
-@by_gradient(before=True)
+@by_gradient("forget", "retain", before=True)
 def npo(b: Batch, s: PreferenceConfig) -> Tensor:
     """-(2/beta) log sigmoid(-beta log p(answer)/p_before(answer)) + w L_r, summed log-probabilities (arXiv 2404.05868)."""
     gain = b.forget.summed - b.forget.before_summed
     return -2 / s.beta * F.logsigmoid(-s.beta * gain).mean() + s.retain_weight * b.retain.nll
 
 
-@by_gradient()
+@by_gradient("forget", "retain")
 def simnpo(b: Batch, s: SimNpoConfig) -> Tensor:
     """-(2/beta) log sigmoid(beta (NLL/length - delta)), weighted, + w L_r (arXiv 2410.07163)."""
     forget = -2 / s.beta * F.logsigmoid(s.beta * (-b.forget.mean - s.delta)).mean()
     return s.forget_weight * forget + s.retain_weight * b.retain.nll
 
 
-@by_gradient(before=True)
+@by_gradient("forget", before=True)
 def undial(b: Batch, s: UndialConfig) -> Tensor:
     """Cross-entropy to softmax(logits before - beta onehot(answer)), answer tokens only, no retain term (arXiv 2402.10052)."""
     target = b.forget.before_logits - s.beta * F.one_hot(b.forget.tokens, b.forget.logits.shape[-1])
     return F.cross_entropy(b.forget.logits, target.softmax(-1))
 
 
-@by_gradient()
+@by_gradient("forget", "retain")
 def wga(b: Batch, s: WgaConfig) -> Tensor:
     """Weighted gradient ascent: -mean(p_t^beta NLL_t), p_t held, + w L_r (arXiv 2502.19301)."""
     weight = b.forget.log_probs.detach().exp() ** s.beta

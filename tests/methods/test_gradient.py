@@ -40,9 +40,7 @@ def batch():
     for role, tokens in TOKENS.items():
         now, before = (torch.tensor(x, dtype=torch.float32) for x in LOGITS[role])
         rows = [TrainRow((0,), tuple(tokens[:2])), TrainRow((0,), tuple(tokens[2:]))]
-        answers = Answers(SimpleNamespace(device="cpu"), rows, Known(before))
-        answers.__dict__["_forward"] = (now, torch.tensor(tokens), list(SIZES))
-        found[role] = answers
+        found[role] = Answers(SimpleNamespace(device="cpu"), rows, Known(before), now, torch.tensor(tokens))
     return SimpleNamespace(**found)
 
 
@@ -127,7 +125,7 @@ def test_before_is_the_model_before(pico, small_task, adapter):
         return -b.forget.nll
 
     config = GradientConfig(adapter=adapter, learning_rate=1e-2, epochs=3)
-    gradient.descend(chat, small_task, config, loss, before=True)
+    gradient.descend(chat, small_task, config, loss, ["forget", "retain"], before=True)
     for before, _, order, summed in seen:
         places = [rows.index(r) for r in order]
         parts = wanted.split([len(r.answer) for r in rows])
@@ -180,7 +178,7 @@ def test_a_loss_that_is_not_finite_is_named_with_the_step(pico, small_task):
 
     calls: list[int] = []
     with pytest.raises(Diverged, match="at step 3: the loss is not finite"):
-        gradient.descend(pico("llama"), small_task, config, loss)
+        gradient.descend(pico("llama"), small_task, config, loss, ["forget"])
 
 
 def test_all_weights_take_smaller_steps_by_default():
@@ -197,5 +195,5 @@ def test_other_answers_are_drawn_anew_for_each_epoch(pico, small_task):
         assert [r.prompt for r in b.rows.instead] == [r.prompt for r in b.rows.forget]
         return b.instead.nll
 
-    gradient.descend(pico("llama"), small_task, GradientConfig(epochs=4), loss, gradient._abstentions)
+    gradient.descend(pico("llama"), small_task, GradientConfig(epochs=4), loss, ["instead"], gradient._abstentions)
     assert len({tuple(sorted(one)) for one in seen}) > 1
