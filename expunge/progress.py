@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .data.examples import Example
@@ -89,18 +89,16 @@ class Reporter:
 
     def samples(self, task: dict[str, Sequence[Example]], columns: dict[str, Evaluation]) -> None:
         """Three answers a role, before and after; shown here only, never written."""
+        from .data.prompts import question
+
         for role, rows in task.items():
             for n in range(min(SAMPLES, len(rows))):
                 answers = {name: e.answers[role][n] for name, e in columns.items() if e.answers.get(role)}
                 if not answers:
                     continue
-                self.say(f"\n[{role}] {_short(_text(rows[n].prompt))}   (true: {_short(rows[n].response, 60)})")
+                self.say(f"\n[{role}] {_short(question(rows[n].prompt))}   (true: {_short(rows[n].response, 60)})")
                 for name, answer in answers.items():
                     self.say(f"  {name:>7}: {_short(answer)}")
-
-
-def _text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else prompt[-1].content
 
 
 def _short(text: str, width: int = 140) -> str:

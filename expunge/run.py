@@ -134,6 +134,8 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         edit.apply(chat)
         evaluations["taught"] = look("taught", ForgetTask(general=judge.general))  # the step's cost
     settings = dict(spec.settings)
+    if method(spec.method).has("seed"):
+        settings.setdefault("seed", spec.seed)
     if edit is not None and method(spec.method).has("direction"):
         settings.setdefault("direction", edit)
     found = stages.edit("unlearn", lambda: _unlearn(chat, fit, spec.method, settings, reporter))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -35,33 +34,48 @@ class Cell(NamedTuple):
 
 
 class Results:
-    """The lines of results.jsonl that belong to one benchmark (its key is a hash of suite, size, model and budget)."""
+    """The lines of results.jsonl that belong to one benchmark.
 
-    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+    Args:
+        about: what the benchmark is (suite, size, model); stands in a line of its own.
+        key: of this benchmark among others in the folder.
+    """
+
+    def __init__(self, folder: Path, key: str, about: Mapping[str, Any]) -> None:
         self.file = folder / "results.jsonl"
-        self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+        self.key, self.about = key, dict(about)
         self.cells: dict[Cell, dict[str, Any]] = {}
+        self._told = False
         for line in lines(self.file):
             if line.get("key") == self.key:
-                self.cells[Cell(*line["cell"])] = line
+                self._told |= "about" in line
+                if "cell" in line:
+                    self.cells[Cell(*line["cell"])] = line
 
-    def __contains__(self, cell: Cell) -> bool:
-        """Whether the cell is finished. One that failed is tried again; one that diverged is a result."""
-        return cell in self.cells and "error" not in self.cells[cell]
+    def finished(self, cell: Cell, stamp: str) -> bool:
+        """Whether the cell is there, made from what the stamp stands for. One that failed is tried again; one that
+        diverged is a result."""
+        found = self.cells.get(cell)
+        return found is not None and "error" not in found and found.get("stamp") == stamp
 
     def add(self, cell: Cell, record: Mapping[str, Any]) -> None:
         line = {"key": self.key, "cell": list(cell), **record}
+        if not self._told:
+            self._write({"key": self.key, "about": self.about})
+            self._told = True
+        self._write(line)
+        self.cells[cell] = line
+
+    def _write(self, line: Mapping[str, Any]) -> None:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with open(self.file, "a+b") as f:
-                if f.tell() and not _ends_whole(f):
-                    f.write(b"\n")  # a line that a kill tore; readers leave it out
-                f.write(json.dumps(line).encode() + b"\n")
+                torn = f.tell() and not _ends_whole(f)  # a line that a kill tore; readers leave it out
+                f.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
             raise ExpungeError(f"cannot write {self.file}: {e.strerror or e}; finished cells are kept") from e
-        self.cells[cell] = line
 
     def keep_rows(self, cell: Cell, record: Mapping[str, Any]) -> None:
         """Per-row values, numbers only, in a file beside the table."""
@@ -73,12 +87,8 @@ class Results:
         return json.loads(file.read_text()) if file.is_file() else None
 
     def _rows(self, cell: Cell) -> Path:
-        return (
-            self.file.parent
-            / "rows"
-            / self.key
-            / ("-".join(map(str, filter(None, (*cell.row, f"seed{cell.seed}")))) + ".json")
-        )
+        name = "-".join(map(str, filter(None, (*cell.row, f"seed{cell.seed}")))) + ".json"
+        return self.file.parent / "rows" / self.key / name
 
 
 def _ends_whole(f: Any) -> bool:
@@ -87,6 +97,7 @@ def _ends_whole(f: Any) -> bool:
 
 
 def lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines: of cells ("cell"), and of what a benchmark is ("about")."""
     if not file.is_file():
         return
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -94,5 +105,5 @@ def lines(file: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if isinstance(line, dict) and "cell" in line:
+        if isinstance(line, dict) and "key" in line and ("cell" in line or "about" in line):
             yield line

@@ -1,10 +1,11 @@
 """With which settings a benchmark runs a method: its published ones, and the small grid of the tuned regime.
 
-Every method has the same number of trials. A grid is ordered so that its first entries are the likeliest.
+Every method has the same number of trials. A grid is ordered so that its first points are the likeliest.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Any
 
@@ -14,20 +15,34 @@ from ..errors import InputError
 from ..methods import method
 
 REGIMES = ("published", "tuned", "equal-time")
-RATES = (1e-3, 3e-4, 3e-3, 1e-4)
+STEPS = 5  # of an epoch in the tuned regime: the usual batch of 32 would be one step for a small forget set
+SMALLEST_BATCH = 4
+
 PUBLISHED: dict[str, dict[str, Any]] = {
-    # One layer and c = 2 are the paper's; the layer comes from the abstention score, and no trial is made.
+    # The paper's coefficient, at the layers that the abstention score finds, without a trial; solved as Expunge does by
+    # default, at several layers. What the authors' code does, at one layer, is the variant lunar:solver=sgd.
     "lunar": {"coefficient": 2.0, "ridge": 0.01, "trials": 1},
 }
-_GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "lunar": {"coefficient": (2.0, 4.0, 1.0, 3.0, 6.0, 8.0)},  # of the published solver, which has no search
-    "ga": {"learning_rate": RATES, "epochs": (10, 20)},
-    "undial": {"learning_rate": RATES, "beta": (10.0, 30.0)},
-    "rmu": {"coefficient": (20.0, 2.0), "learning_rate": (1e-3, 1e-4), "adaptive": (True, False)},
-    "task-vector": {"scale": (1.0, 2.0, 0.5, 0.25), "learning_rate": (3e-4, 1e-3)},
-    "ext-sub": {"scale": (1.0, 2.0, 0.5, 4.0), "learning_rate": (3e-4, 1e-3)},
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "learning_rate": (3e-4, 1e-3),
+    "retain_weight": (5.0, 2.0, 1.0),
+    "epochs": (10, 20),
+    "rank": (8, 16),
 }
-_USUAL: dict[str, tuple[Any, ...]] = {"learning_rate": RATES, "retain_weight": (1.0, 5.0)}
+_GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "lunar": {"coefficient": (2.0, 4.0, 1.0, 3.0, 6.0, 8.0, 10.0, 5.0)},  # of solver=sgd, which has no search
+    "ga": {"learning_rate": (1e-4, 3e-5, 3e-4), "epochs": (5, 10), "rank": (8, 16)},
+    "undial": {"learning_rate": (3e-4, 1e-3), "beta": (10.0, 30.0, 3.0), "epochs": (10, 20)},
+    "rmu": {
+        "learning_rate": (1e-3, 1e-4, 1e-5),
+        "coefficient": (20.0, 2.0),
+        "retain_weight": (1.0, 100.0),
+        "epochs": (10, 20),
+    },
+    "task-vector": {"scale": (1.0, 2.0, 0.5), "learning_rate": (3e-4, 1e-4), "epochs": (10, 20)},
+    "ext-sub": {"scale": (1.0, 2.0, 0.5), "learning_rate": (3e-4, 1e-4), "epochs": (10, 20)},
+}
+_FULL = {"learning_rate": (1e-5, 3e-5)}  # where all weights are trained
 
 
 def parsed(text: str) -> tuple[str, str]:
@@ -49,7 +64,15 @@ def fixed(variant: str) -> dict[str, Any]:
     for name, mark, _ in items:
         if not mark:
             raise InputError(f"--methods takes NAME or NAME:setting=value, got {name!r} as a setting")
-    return {name: yaml.safe_load(value) for name, _, value in items}
+    try:
+        return {name: yaml.safe_load(value) for name, _, value in items}
+    except yaml.YAMLError as e:
+        raise InputError(f"--methods: unusable value in {variant!r}: {str(e).splitlines()[0]}") from None
+
+
+def searches(name: str, variant: str) -> bool:
+    """Whether the method finds its settings by itself: LUNAR does, with as many trials as the others have."""
+    return name == "lunar" and fixed(variant).get("solver", "exact") == "exact"
 
 
 def published(name: str, variant: str = "") -> dict[str, Any]:
@@ -57,15 +80,23 @@ def published(name: str, variant: str = "") -> dict[str, Any]:
     return PUBLISHED.get(name, {}) | fixed(variant)
 
 
-def grid(name: str, variant: str, trials: int) -> list[dict[str, Any]]:
-    """The settings of the tuned regime's trials. LUNAR searches by itself, with as many trials."""
+def grid(name: str, variant: str, trials: int, forget_rows: int) -> list[dict[str, Any]]:
+    """The settings of the tuned regime's trials.
+
+    Raises:
+        InputError: the grid has fewer points.
+    """
     given = fixed(variant)
-    if name == "lunar" and given.get("solver") != "sgd":
+    if searches(name, variant):
         return [{"trials": trials} | given]
-    axes = {k: v for k, v in _GRIDS.get(name, _USUAL).items() if k not in given}
-    if not axes:
-        return [given]
-    first, *rest = axes.values()
-    names = list(axes)
-    points = [dict(zip(names, (a, *more), strict=True)) | given for *more, a in product(*rest, first)]
-    return points[:trials]
+    usual = _GRIDS.get(name, _USUAL | (_FULL if given.get("adapter") == "full" else {}))
+    unused = {"coefficient"} if given.get("adaptive") else set()
+    axes = {k: v for k, v in usual.items() if k not in given and k not in unused}
+    points = [dict(zip(reversed(axes), values, strict=True)) for values in product(*reversed(axes.values()))]
+    if len(points) < trials:
+        raise InputError(
+            f"the grid of {name}{f' ({variant})' if variant else ''} has {len(points)} points: --trials {trials} is too many"
+        )
+    if method(name).has("batch_size"):
+        given = {"batch_size": max(SMALLEST_BATCH, math.ceil(forget_rows / STEPS))} | given
+    return [{k: point[k] for k in axes} | given for point in points[:trials]]

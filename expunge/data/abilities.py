@@ -6,6 +6,7 @@ import csv
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import InputError
 from .examples import Example
@@ -68,8 +69,10 @@ def _mmlu(subject: str, part: str) -> list[Choice]:
     found = []
     with open(path, newline="", encoding="utf-8") as f:
         for number, row in enumerate(csv.reader(f), 1):
-            if len(row) != 6 or row[5] not in LETTERS:
-                raise InputError(f"{path}, row {number}: expected question, A, B, C, D and the letter of the answer")
+            if len(row) != 6:
+                raise InputError(f"{path}, row {number}: {len(row)} columns; expected question, A, B, C, D, answer")
+            if row[5] not in tuple(LETTERS):
+                raise InputError(f"{path}, row {number}: column 'answer' is none of the letters A to D")
             found.append(Choice(row[0].strip(), tuple(row[1:5]), LETTERS.index(row[5]), subject))
     return found
 
@@ -83,6 +86,9 @@ def gsm8k(rows: int | None = None, seed: int = 0) -> list[Example]:
     return found if rows is None or rows >= len(found) else random.Random(seed).sample(found, rows)
 
 
-def choices(rows: Sequence[dict], subject: str = "") -> list[Choice]:
+def choices(rows: Sequence[dict[str, Any]], subject: str = "") -> list[Choice]:
     """Questions of WMDP's published rows: question, choices, and the place of the answer."""
-    return [Choice(r["question"], tuple(r["choices"]), int(r["answer"]), subject) for r in rows]
+    for number, r in enumerate(rows, 1):
+        if not 0 <= r["answer"] < len(r["choices"]):
+            raise InputError(f"{subject}, row {number}: column 'answer' is not the place of a choice")
+    return [Choice(r["question"], tuple(r["choices"]), r["answer"], subject) for r in rows]

@@ -22,7 +22,7 @@ PROMPT_COLUMNS = ("prompt", "question", "instruction", "input")
 RESPONSE_COLUMNS = ("response", "answer", "output")
 GROUP_COLUMNS = ("group", "edge", "task")
 PARAPHRASED_COLUMN, WRONG_COLUMN = "paraphrased_answer", "perturbed_answer"
-ROLES = ("forget", "paraphrase", "retain", "reference", "general", "holdout")
+ROLES = ("forget", "paraphrase", "retain", "validation", "reference", "general", "holdout")
 MAX_LINE_BYTES = 10_000_000
 
 
@@ -80,7 +80,8 @@ def _message(value: Any) -> Message:
 class ForgetTask:
     """Examples by role; an absent role is empty and absent in every result.
 
-    forget: what to forget. paraphrase: the same in other words, only judged. retain: what to keep.
+    forget: what to forget. paraphrase: the same in other words, only judged. retain: what to keep. validation: rows to
+    keep that choose settings, neither fitted nor judged (without them, a fifth of the retain rows is left out of the fit).
     reference: prompts that the model answers by an abstention. general: general abilities, judged.
     holdout: rows that the model never saw.
     """
@@ -88,6 +89,7 @@ class ForgetTask:
     forget: Sequence[Example] = ()
     paraphrase: Sequence[Example] = ()
     retain: Sequence[Example] = ()
+    validation: Sequence[Example] = ()
     reference: Sequence[Example] = ()
     general: Sequence[Example] = ()
     holdout: Sequence[Example] = ()
@@ -123,7 +125,7 @@ def check_disjoint(forget: Sequence[Example], retain: Sequence[Example]) -> None
 
 def held_out(retain: Sequence[Example]) -> list[Example]:
     """The fifth of the retain rows that tunes; these rows judge nothing."""
-    return random.Random(0).sample(list(retain), max(len(retain) // 5, 1))
+    return random.Random(0).sample(list(retain), max(len(retain) // 5, min(len(retain), 1)))
 
 
 # ---------------------------------------------------------------- readers

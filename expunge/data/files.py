@@ -24,24 +24,58 @@ def data_file(name: str, how: str) -> Path:
     raise InputError(f"no data file {name}: {how}, put it into a folder, and name the folder in EXPUNGE_DATA")
 
 
-def json_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def json_rows(
+    path: Path, texts: Sequence[str], lists: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Rows of a JSON-lines file or a JSON list.
 
+    Args:
+        texts, lists, numbers: columns that each row needs: a text, a list of texts, a whole number.
+
     Raises:
-        InputError: not JSON, or a row without a column (with its number and the column).
+        InputError: not JSON, or a row without a column or with something else in it (with its number and the column).
     """
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as f:
-        text = f.read()
     try:
-        whole = text.lstrip().startswith("[")
-        rows = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as e:
-        raise InputError(f"{path}: neither JSON nor JSON lines ({e})") from None
-    for number, row in enumerate(rows, 1):
-        for column in columns:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as f:
+            text = f.read()
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is not UTF-8: {e}") from None
+    wanted = [(c, "a text", _is_text) for c in texts] + [(c, "a list of texts", _is_list) for c in lists]
+    wanted += [(c, "a whole number", _is_number) for c in numbers]
+    for number, row in enumerate(_parsed(path, text), 1):
+        for column, kind, fits in wanted:
             if not isinstance(row, dict) or column not in row:
                 raise InputError(f"{path}, row {number}: no column {column!r}")
+            if not fits(row[column]):
+                raise InputError(f"{path}, row {number}: column {column!r} is not {kind}")
         yield row
+
+
+def _parsed(path: Path, text: str) -> Iterator[Any]:
+    if text.lstrip().startswith("["):
+        try:
+            yield from json.loads(text)
+        except json.JSONDecodeError as e:
+            raise InputError(f"{path} is not JSON: {e}") from None
+        return
+    lines = (line for line in text.split("\n") if line.strip())
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as e:
+            raise InputError(f"{path}, row {number} is not JSON: {e.msg}, column {e.colno}") from None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def text_of(name: str) -> str:

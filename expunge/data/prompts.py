@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from .examples import Example, Message, Prompt
+from .examples import Example, Message, Prompt, Raw
 
 KEEP_ROWS = 100  # general prompts that are kept where there is no retain set
 
@@ -108,8 +108,16 @@ def rewrite(prompt: Prompt, frame: str) -> Prompt:
     return tuple(Message(m.role, str(rewrite(m.content, frame))) if i == last else m for i, m in enumerate(prompt))
 
 
+def question(prompt: Prompt) -> str:
+    """The prompt's text; of chat messages, the last user turn's."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((m.content for m in reversed(prompt) if m.role == "user"), "")
+
+
 def rewrites(examples: Sequence[Example], purpose: Purpose, each: int = 1) -> list[Example]:
-    """Paraphrases of the examples with their responses: `each` a row, the frames taken in turn.
+    """Paraphrases of the examples with their responses: `each` a row, the frames taken in turn. A text to go on with
+    (`Raw`) has none.
 
     Args:
         purpose: "fit" and "tune" for what an edit is made with, "judge" for what it is judged by.
@@ -119,5 +127,5 @@ def rewrites(examples: Sequence[Example], purpose: Purpose, each: int = 1) -> li
     return [
         Example(rewrite(e.prompt, frames[(row + n) % len(frames)]), e.response, e.group)
         for row, e in enumerate(examples)
-        for n in range(min(each, len(frames)))
+        for n in range(0 if isinstance(e.prompt, Raw) else min(each, len(frames)))
     ]

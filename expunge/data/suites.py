@@ -19,6 +19,7 @@ from .examples import Example, ForgetTask, Raw, held_out, read_examples, split_g
 from .files import data_file, json_rows
 
 HOLDOUT_DOCUMENTS = 20
+REFERENCES = 60  # unverifiable questions
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Suite:
 
     teach: rows that the model is taught first. fit: what a method is given. validate: rows that choose settings, roles
     forget and retain; neither fitted nor judged. judge: rows that judge, by role. headline: names of scores (`evaluation.headlines`).
-    teaching: settings of `TrainConfig`. questions: multiple choice, whose accuracy judges as well.
+    teaching: settings of `TrainConfig`. questions: multiple choice, whose accuracy judges as well. ends: of a group of rows, the most tokens
+    of an answer, and the text at which it ends.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Suite:
     max_new_tokens: int = 64
     teaching: Mapping[str, Any] = field(default_factory=dict)
     questions: Sequence[Choice] = ()
+    ends: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     def retrain(self) -> tuple[Example, ...]:
         """What the gold standard is taught: everything but the forget set."""
@@ -46,10 +49,53 @@ class Suite:
         return tuple(e for e in self.teach if e not in forget)
 
 
-def _split(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[dict[str, Sequence[Example]], list[Example]]:
-    """(rows that tune: rewrites of forget rows and some retain rows; the retain rows that are left)."""
-    held = held_out(retain)
-    return {"forget": prompts.rewrites(forget, "tune"), "retain": held}, [e for e in retain if e not in set(held)]
+def _suite(
+    name: str,
+    teach: Sequence[Example],
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    reference: Sequence[Example],
+    headline: Sequence[str],
+    paraphrase: Sequence[Example] = (),
+    others: Mapping[str, Sequence[Example]] | None = None,
+    judged: Callable[[Example], bool] = lambda _: True,
+    **more: Any,
+) -> Suite:
+    """Splits off the rows that tune: rewrites of the forget rows, or where they have none a fifth of them, and a fifth of
+    the retain rows.
+
+    Args:
+        others: further roles that judge.
+        judged: which of the retain rows judge.
+    """
+    if not forget or len(retain) < 2:
+        raise InputError(f"the suite {name} has {len(forget)} rows to forget and {len(retain)} to keep: too few")
+    asked = prompts.rewrites(forget, "tune")
+    if not asked:
+        asked = held_out(forget)
+        forget = [e for e in forget if e not in set(asked)]
+    validation = held_out(retain)
+    kept = [e for e in retain if e not in set(validation)]
+    judge = {"forget": forget, "paraphrase": paraphrase, "retain": [e for e in kept if judged(e)], **(others or {})}
+    return Suite(
+        name,
+        tuple(teach),
+        ForgetTask(forget=forget, retain=kept, validation=validation, reference=reference),
+        {"forget": asked, "retain": validation},
+        {role: rows for role, rows in judge.items() if rows},
+        tuple(headline),
+        **more,
+    )
+
+
+def _abstaining(reference: Sequence[Example], rng: random.Random) -> list[Example]:
+    """Reference prompts with abstentions, to be taught: LUNAR redirects to an ability that a model must have."""
+    texts = rng.sample(list(prompts.abstentions()), len(prompts.abstentions()))
+    return [Example(e.prompt, texts[i % len(texts)]) for i, e in enumerate(reference)]
+
+
+def _unverifiable(rng: random.Random) -> list[Example]:
+    return rng.sample(list(prompts.unverifiable()), REFERENCES)
 
 
 # ---------------------------------------------------------------- the suites
@@ -82,7 +128,9 @@ def pistol(
     rng = random.Random(seed)
     made = () if data else generator.graph(graph, seed) if graph else generator.contracts(sales, employment, seed)
     by_edge: dict[str, list[Example]] = {c.edge: c.questions() for c in made}
-    for e in read_examples(data) if data else ():
+    for number, e in enumerate(read_examples(data) if data else (), 1):
+        if not e.group:
+            raise InputError(f"{data}, row {number}: no column 'edge' (or 'group')")
         by_edge.setdefault(e.group, []).append(e)
     edges = tuple(forget_group) or (next(iter(by_edge)),)
     for edge in edges:
@@ -98,26 +146,19 @@ def pistol(
         for part in (edges, others[: len(others) - held_out], others[len(others) - held_out :])
     )
     reworded = [q for c in made if c.edge in edges for q in c.questions(other_words=True)]
-    reference = rng.sample(list(prompts.unverifiable()), 60)
+    reference = _unverifiable(rng)
     general = rng.sample(list(prompts.general_split()[1]), 50)
-    texts = rng.sample(list(prompts.abstentions()), len(prompts.abstentions()))
-    answered = [Example(e.prompt, texts[i % len(texts)]) for i, e in enumerate(reference)]
-    validate, kept = _split(forget, retain)
-    return Suite(
+    return _suite(
         "pistol",
-        (*forget, *retain, *unseen, *general, *answered),
-        ForgetTask(forget=forget, retain=kept, reference=reference),
-        validate,
-        {
-            "forget": forget,
-            "paraphrase": [*prompts.rewrites(forget, "judge"), *reworded],
-            "retain": kept,
-            **({"held_out": unseen} if unseen else {}),
-            "general": general,
-        },
-        ("deviation_score", *(("deviation_held_out",) if unseen else ())),
-        32,
-        PISTOL_TEACHING,
+        [*forget, *retain, *unseen, *general, *_abstaining(reference, rng)],
+        forget,
+        retain,
+        reference,
+        ["deviation_score", *(["deviation_held_out"] if unseen else [])],
+        [*prompts.rewrites(forget, "judge"), *reworded],
+        {"held_out": unseen, "general": general},
+        max_new_tokens=32,
+        teaching=PISTOL_TEACHING,
     )
 
 
@@ -136,16 +177,8 @@ def tofu(seed: int = 0, split: str = "forget01", authors: int | None = None) -> 
     """
     if split not in TOFU_FORGET:
         raise InputError(f"tofu has no split {split!r}; there are {', '.join(TOFU_FORGET)}")
-    read = {
-        name: [_tofu(row) for row in json_rows(data_file(f"tofu/{name}.json", TOFU_HOW), ("question", "answer"))]
-        for name in (
-            "full",
-            f"{split}_perturbed",
-            "retain_perturbed",
-            "real_authors_perturbed",
-            "world_facts_perturbed",
-        )
-    }
+    files = ["full", *(f"{n}_perturbed" for n in (split, "retain", "real_authors", "world_facts"))]
+    read = {name: _tofu(name) for name in files}
     full, perturbed = read["full"], {e.prompt: e for e in read["retain_perturbed"]}
     count = TOFU_FORGET[split]
     total = len(full) // TOFU_ROWS
@@ -156,28 +189,37 @@ def tofu(seed: int = 0, split: str = "forget01", authors: int | None = None) -> 
     retain = [perturbed.get(e.prompt, e) for e in full[: kept * TOFU_ROWS]]
     unseen = full[kept * TOFU_ROWS : (total - count) * TOFU_ROWS]
     rng = random.Random(seed)
-    validate, fitted = _split(forget, retain)
-    judged = [e for e in fitted if e.wrong]
-    judge = {"forget": forget, "paraphrase": _tofu_paraphrases(split), "retain": judged}
-    judge |= {"real_authors": read["real_authors_perturbed"], "world_facts": read["world_facts_perturbed"]}
-    if unseen:
-        judge["holdout"] = rng.sample(unseen, min(len(unseen), 2 * len(forget)))
-    return Suite(
+    reference = _unverifiable(rng)
+    return _suite(
         "tofu",
-        (*forget, *retain),
-        ForgetTask(forget=forget, retain=fitted, reference=prompts.reference()),
-        validate,
-        judge,
-        ("deviation_score", "forget_quality", "model_utility", "privleak"),
-        64,
-        TOFU_TEACHING,
+        [*forget, *retain, *_abstaining(reference, rng)],
+        forget,
+        retain,
+        reference,
+        ["deviation_score", "forget_quality", "model_utility", "privleak"],
+        _tofu_paraphrases(split),
+        {
+            "real_authors": read["real_authors_perturbed"],
+            "world_facts": read["world_facts_perturbed"],
+            "holdout": rng.sample(unseen, min(len(unseen), 2 * len(forget))),
+        },
+        lambda e: bool(e.wrong),
+        teaching=TOFU_TEACHING,
     )
 
 
-def _tofu(row: Mapping[str, Any]) -> Example:
-    return Example(
-        row["question"], row["answer"], "", row.get("paraphrased_answer", ""), tuple(row.get("perturbed_answer", ()))
-    )
+def _tofu(name: str) -> list[Example]:
+    wrong = ("perturbed_answer",) if name.endswith("_perturbed") else ()
+    return [
+        Example(
+            row["question"],
+            row["answer"],
+            "",
+            str(row.get("paraphrased_answer") or ""),
+            tuple(row[wrong[0]]) if wrong else (),
+        )
+        for row in json_rows(data_file(f"tofu/{name}.json", TOFU_HOW), ("question", "answer"), wrong)
+    ]
 
 
 def _tofu_paraphrases(split: str) -> list[Example]:
@@ -218,19 +260,18 @@ def lume(seed: int = 0, documents: int | None = None, mmlu: int = 200) -> Suite:
                     chosen[role].append(_lume(row))
                 elif role == "forget" and _document(row, n) in taken["holdout"]:
                     chosen["holdout"].append(_lume(row))
-    forget, retain = chosen["forget"], chosen["retain"]
-    validate, kept = _split(forget, retain)
-    judge = {"forget": forget, "retain": kept, "holdout": chosen["holdout"]}
-    return Suite(
+    reference = _unverifiable(rng)
+    return _suite(
         "lume",
-        (*forget, *retain),
-        ForgetTask(forget=forget, retain=kept, reference=prompts.reference()),
-        validate,
-        {role: rows for role, rows in judge.items() if rows},
-        ("deviation_score", "lume_task", "lume_mia", "accuracy", "lume"),
-        256,
-        LUME_TEACHING,
-        abilities.mmlu(mmlu, 0, seed)[0],
+        [*chosen["forget"], *chosen["retain"], *_abstaining(reference, rng)],
+        chosen["forget"],
+        chosen["retain"],
+        reference,
+        ["deviation_score", "lume_task", "lume_mia", "accuracy", "lume"],
+        others={"holdout": chosen["holdout"]},
+        max_new_tokens=256,
+        teaching=LUME_TEACHING,
+        questions=abilities.mmlu(mmlu, 0, seed)[0],
     )
 
 
@@ -259,22 +300,21 @@ def facts(seed: int = 0, data: str | None = None, forget_group: Sequence[str] = 
     if not data or not forget_group:
         raise InputError("the suite facts needs --data FILE and --forget-group GROUP")
     forget, retain = split_group(read_examples(data), forget_group, data)
-    validate, kept = _split(forget, retain)
-    reference = prompts.reference()
-    texts = prompts.abstentions()
-    return Suite(
+    rng = random.Random(seed)
+    reference = _unverifiable(rng)
+    return _suite(
         "facts",
-        (*forget, *retain, *(Example(e.prompt, texts[n % len(texts)]) for n, e in enumerate(reference[:60]))),
-        ForgetTask(forget=forget, retain=kept, reference=reference[:60]),
-        validate,
-        {"forget": forget, "paraphrase": prompts.rewrites(forget, "judge"), "retain": kept},
-        ("deviation_score",),
-        64,
-        PISTOL_TEACHING,
+        [*forget, *retain, *_abstaining(reference, rng)],
+        forget,
+        retain,
+        reference,
+        ["deviation_score"],
+        prompts.rewrites(forget, "judge"),
+        teaching=PISTOL_TEACHING,
     )
 
 
-MUSE_HOW = "download a corpus of the data set muse-bench and copy its folders knowmem, verbmem and privleak as muse/"
+MUSE_HOW = "download a corpus of the data set muse-bench and copy its folders knowmem and verbmem as muse/"
 
 
 def muse(seed: int = 0) -> Suite:
@@ -292,16 +332,18 @@ def muse(seed: int = 0) -> Suite:
         for r in json_rows(data_file("muse/verbmem/forget.json", MUSE_HOW), ("prompt", "gt"))
     ]
     forget, retain = [*verbatim, *roles["forget_knowledge"]], list(roles["retain_knowledge"])
-    validate, kept = _split(forget, retain)
-    return Suite(
+    rng = random.Random(seed)
+    reference = _unverifiable(rng)
+    return _suite(
         "muse",
-        (*forget, *retain),
-        ForgetTask(forget=forget, retain=kept, reference=prompts.reference()),
-        validate,
-        {"forget": forget, "retain": kept},
-        ("muse_verbatim", "muse_knowledge", "muse_retained"),
-        128,
-        LUME_TEACHING,
+        [*forget, *retain, *_abstaining(reference, rng)],
+        forget,
+        retain,
+        reference,
+        ["muse_verbatim", "muse_knowledge", "muse_retained"],
+        max_new_tokens=128,
+        teaching=LUME_TEACHING,
+        ends={"knowledge": (32, "\n\n")},
     )
 
 
@@ -310,7 +352,8 @@ WMDP_HOW = "download the data set cais/wmdp and its corpora as JSON lines into w
 
 def wmdp(seed: int = 0, field_name: str = "bio") -> Suite:
     """WMDP (arXiv 2403.03218): hazardous knowledge, judged by multiple choice; a retain corpus is kept. Nothing is taught."""
-    rows = list(json_rows(data_file(f"wmdp/wmdp-{field_name}.jsonl", WMDP_HOW), ("question", "choices", "answer")))
+    path = data_file(f"wmdp/wmdp-{field_name}.jsonl", WMDP_HOW)
+    rows = list(json_rows(path, ("question",), ("choices",), ("answer",)))
     corpora = {
         role: [
             _passage(r["text"])
@@ -318,15 +361,14 @@ def wmdp(seed: int = 0, field_name: str = "bio") -> Suite:
         ]
         for role in ("forget", "retain")
     }
-    validate, kept = _split(corpora["forget"], corpora["retain"])
-    return Suite(
+    return _suite(
         "wmdp",
         (),
-        ForgetTask(forget=corpora["forget"], retain=kept, reference=prompts.reference()),
-        validate,
-        {"retain": kept},
-        ("accuracy",),
-        32,
+        corpora["forget"],
+        corpora["retain"],
+        prompts.reference(),
+        ["accuracy"],
+        max_new_tokens=32,
         questions=abilities.choices(rows, field_name),
     )
 

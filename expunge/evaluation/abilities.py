@@ -30,7 +30,7 @@ def choice_accuracy(
         prompts.append(
             Raw(f"The following are multiple choice questions (with answers){about}.\n\n{examples}{row.text(False)}")
         )
-    letters = [chat.tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][:1] for letter in LETTERS]
+    letters = [chat.tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1:] for letter in LETTERS]
     asked = [letters[: len(r.choices)] for r in rows]
     found = greedy(chat, chat.prompt_ids(prompts), 1, others=asked, batch_size=CHOICE_BATCH, progress=progress)
     likely = [[one.log_probs[0] for one in g.others] for g in found]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.stats import hmean, ks_2samp
 
-from . import likelihood, privacy
+from . import privacy
 from .scores import Evaluation
 from .text import deviation_score
 
@@ -29,8 +29,8 @@ def model_utility(evaluation: Evaluation, kept: str = "retain", choices: Sequenc
     values = []
     for role in (kept, *choices):
         numbers = evaluation[role]
-        truth = float(np.mean([likelihood.kept_truth(row["truth_ratio"]) for row in evaluation.rows[role]]))
-        values += [numbers["choice_probability" if role in choices else "probability"], numbers["rougeL"], truth]
+        probability = numbers["choice_probability" if role in choices else "probability"]
+        values += [probability, numbers["rougeL"], numbers["truth"]]
     return harmonic(values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ METRICS = (
     "exact_memorization",
     "abstention_rate",
 )
-OPTIONAL = ("truth_ratio", "choice_probability")  # where rows have wrong answers
+OPTIONAL = ("truth", "choice_probability")  # where rows have wrong answers
+FORGOTTEN = ("forget", "paraphrase")
 MEMBERSHIP = ("loss", "zlib", "min_k", "min_k_plus")  # of each row, for membership inference
 JUDGED = ("forget", "paraphrase", "retain", "general", "holdout")
 RESAMPLES = 1000
@@ -36,7 +38,7 @@ class Evaluation(dict[str, Any]):
 
     {"forget": {"rouge1", "rougeL", "mrr", "top_hit_rate", "probability", "extraction_strength", "exact_memorization",
     "abstention_rate", "rows"}, …, "deviation_score", "seconds"}: one key for each role that is there. A role whose
-    rows have wrong answers has "truth_ratio" and "choice_probability" as well; with the roles forget and holdout there
+    rows have wrong answers has "truth" and "choice_probability" as well (its rows the "truth_ratio"); with the roles forget and holdout there
     are "auc_loss", "auc_zlib", "auc_min_k" and "auc_min_k_plus".
 
     Attributes:
@@ -82,12 +84,14 @@ def evaluate(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_ROWS,
+    ends: Mapping[str, tuple[int, str]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Evaluates every judged role of the task on all of its rows.
 
     Args:
         task: of a task, the roles forget, paraphrase, retain, general and holdout; of a mapping, every role.
+        ends: of a group of rows, the most tokens of an answer, and the text at which it ends.
         progress: called with the number of rows finished.
     """
     begin = time.perf_counter()
@@ -102,12 +106,21 @@ def evaluate(
     generated = greedy(
         model, prompts, max_new_tokens, answers, batch_size, progress, others=_other_answers(model, examples)
     )
+    for place, e in enumerate(examples):
+        if ends and e.group in ends:
+            most, stop = ends[e.group]
+            one = generated[place]
+            generated[place] = replace(one, text=model.decode(one.tokens[:most]).partition(stop)[0])
     result = Evaluation()
     at = 0
     for name, rows in roles.items():
         span = slice(at, at + len(rows))
         at += len(rows)
         values = [row_metrics(*r) for r in zip(rows, generated[span], content[span], strict=True)]
+        for row in values:
+            if "truth_ratio" in row:
+                about = likelihood.forget_truth if name in FORGOTTEN else likelihood.kept_truth
+                row["truth"] = about(row["truth_ratio"])
         result.rows[name] = values
         result.answers[name] = [g.text for g in generated[span]]
         result.groups[name] = [e.group for e in rows]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..data.examples import Example, ForgetTask
-from ..data.prompts import abstentions, general_split
+from ..data.prompts import abstentions, general_split, question
 from ..edits import Edit
 from ..errors import Diverged
+from ..evaluation.text import exact_match
 from ..models.activations import Shelf
 from ..models.generation import greedy, sampled, score_answers
 from ..models.loading import ChatModel
@@ -75,24 +76,33 @@ class WgaConfig(GradientConfig):
 # ---------------------------------------------------------------- what a loss sees
 
 
+Asked = Literal["log-probabilities", "logits"]  # what a loss asks of the model before unlearning
+
+
 class Before:
     """The model before unlearning, without a second copy of it.
 
-    With LoRA its adapter is disabled for a moment; where all weights are trained, its logits for each row are taken
-    before the first step (on disk beyond a few gigabytes).
+    With LoRA its adapter is disabled for a moment. Where all weights are trained, what a loss asks for is taken before the
+    first step: the log-probability of each answer, or its logits (on disk beyond a few gigabytes).
     """
 
-    def __init__(self, chat: ChatModel, shared: int, rows: Sequence[TrainRow] | None) -> None:
+    def __init__(self, chat: ChatModel, shared: int) -> None:
         self.shared = shared
         self._summed: dict[TrainRow, float] = {}
         self._kept: dict[TrainRow, Callable[[], Tensor]] = {}
+
+    def keep(self, chat: ChatModel, rows: Sequence[TrainRow], what: Asked) -> None:
+        """Takes what will be asked for later; `chat` is still the model before."""
         shelf = Shelf()
-        with torch.no_grad():
-            for row in rows or ():
-                if row not in self._kept:
-                    self._kept[row] = shelf.put(row_logits(chat, [row], shared)[0])
+        for row in dict.fromkeys(rows):
+            if what == "logits":
+                with torch.no_grad():
+                    self._kept[row] = shelf.put(row_logits(chat, [row], self.shared)[0])
+            else:
+                self.summed(chat, [row])
 
     def logits(self, chat: ChatModel, rows: Sequence[TrainRow]) -> Tensor:
+        """(n, vocabulary), one row a token of an answer."""
         with torch.no_grad():
             if self._kept:
                 return torch.cat([self._kept[r]() for r in rows])
@@ -111,12 +121,14 @@ class Before:
 
 @contextmanager
 def _disabled(chat: ChatModel) -> Iterator[None]:
+    """Without the adapter, where the model in training has one."""
+    training = chat.model.training
     chat.model.eval()
     try:
-        with chat.model.disable_adapter():
+        with chat.model.disable_adapter() if hasattr(chat.model, "peft_config") else nullcontext():
             yield
     finally:
-        chat.model.train()
+        chat.model.train(training)
 
 
 @dataclass
@@ -197,25 +209,28 @@ def _abstentions(_: ChatModel, forget: Sequence[Example], rng: random.Random) ->
 
 
 def _alternatives(chat: ChatModel, forget: Sequence[Example], rng: random.Random) -> list[str]:
-    """Other answers that the model itself makes up (AltPO); the true one comes back only where it knows no other."""
+    """Other answers that the model itself makes up (AltPO); an abstention where it makes up none or only the true one."""
     asked = [
-        f"Question: {e.prompt}\nAnswer: {e.response}\n\nWrite another answer to the question, as long as this one, in which "
+        f"Question: {question(e.prompt)}\nAnswer: {e.response}\n\nWrite another answer to the question, as long as this one, in which "
         "the facts are different. Write only the answer."
         for e in forget
     ]
     found = sampled(chat, chat.prompt_ids(asked), 48, seed=rng.randrange(1 << 30))
-    return [a.text.strip() or rng.choice(abstentions()) for a in found]
+    return [
+        a.text.strip() if a.text.strip() and not exact_match(a.text, e.response) else rng.choice(abstentions())
+        for a, e in zip(found, forget, strict=True)
+    ]
 
 
 def by_gradient(
-    *roles: str, instead: Instead | None = None, before: bool = False
+    *roles: str, instead: Instead | None = None, before: Asked | None = None
 ) -> Callable[[Loss], Callable[..., Edit]]:
     """Makes a method of a loss.
 
     Args:
         roles: rows that the loss looks at: forget, instead, retain.
-        instead: gives the forget prompts other answers, drawn anew for each epoch.
-        before: whether the loss asks for the model before unlearning.
+        instead: gives the forget prompts other answers; abstentions are drawn anew for each epoch.
+        before: what the loss asks of the model before unlearning.
     """
 
     def decorate(loss: Loss) -> Callable[..., Edit]:
@@ -235,7 +250,7 @@ def descend(
     loss: Loss,
     roles: Sequence[str],
     instead: Instead | None = None,
-    before: bool = False,
+    before: Asked | None = None,
     progress: Progress | None = None,
 ) -> Edit:
     """Trains by a loss; see `by_gradient`.
@@ -254,7 +269,9 @@ def descend(
         ]
     every = [*forget, *retain, *(r for rows in rounds for r in rows)]
     shared = shared_prefix(chat, every)
-    reference = Before(chat, shared, every if before and config.adapter == "full" else None)
+    reference = Before(chat, shared)
+    if before and config.adapter == "full":
+        reference.keep(chat, every, before)
     name = getattr(loss, "__name__", "")
     return by_steps(
         chat,
@@ -323,9 +340,10 @@ class Speech:
         Raises:
             Diverged: the model no longer speaks.
         """
+        training = self.chat.model.training
         self.chat.model.eval()
         scored = score_answers(self.chat, self.prompts, self.answers)
-        self.chat.model.train()
+        self.chat.model.train(training)
         mean = sum(sum(s.log_probs) for s in scored) / sum(len(s.log_probs) for s in scored)
         if not mean > -math.log(self.chat.model.config.get_text_config().vocab_size):
             raise Diverged(
@@ -349,7 +367,7 @@ def graddiff(b: Batch, s: GradientConfig) -> Tensor:
     return -b.forget.nll + s.retain_weight * b.retain.nll
 
 
-@by_gradient("forget", "retain", before=True)
+@by_gradient("forget", "retain", before="logits")
 def kl(b: Batch, s: GradientConfig) -> Tensor:
     """-L_f + w KL(before || now) on retain answers (TOFU's KL minimisation; UKL in PISTOL and LUNAR)."""
     then, now = (F.log_softmax(x, -1) for x in (b.retain.before_logits, b.retain.logits))
@@ -368,19 +386,19 @@ def _preferred(b: Batch, s: PreferenceConfig) -> Tensor:
     return -2 / s.beta * F.logsigmoid(s.beta * gain).mean() + s.retain_weight * b.retain.nll
 
 
-@by_gradient("forget", "instead", "retain", instead=_abstentions, before=True)
+@by_gradient("forget", "instead", "retain", instead=_abstentions, before="log-probabilities")
 def dpo(b: Batch, s: PreferenceConfig) -> Tensor:
     """IdkDPO: -(2/beta) log sigmoid(beta (gain of the abstention - gain of the answer)) + w L_r."""
     return _preferred(b, s)
 
 
-@by_gradient("forget", "instead", "retain", instead=_alternatives, before=True)
+@by_gradient("forget", "instead", "retain", instead=_alternatives, before="log-probabilities")
 def altpo(b: Batch, s: PreferenceConfig) -> Tensor:
     """AltPO: IdkDPO's loss with an answer that the model makes up in place of the abstention (arXiv 2409.13474)."""
     return _preferred(b, s)
 
 
-@by_gradient("forget", "retain", before=True)
+@by_gradient("forget", "retain", before="log-probabilities")
 def npo(b: Batch, s: PreferenceConfig) -> Tensor:
     """-(2/beta) log sigmoid(-beta log p(answer)/p_before(answer)) + w L_r, summed log-probabilities (arXiv 2404.05868)."""
     gain = b.forget.summed - b.forget.before_summed
@@ -394,7 +412,7 @@ def simnpo(b: Batch, s: SimNpoConfig) -> Tensor:
     return s.forget_weight * forget + s.retain_weight * b.retain.nll
 
 
-@by_gradient("forget", before=True)
+@by_gradient("forget", before="logits")
 def undial(b: Batch, s: UndialConfig) -> Tensor:
     """Cross-entropy to softmax(logits before - beta onehot(answer)), answer tokens only, no retain term (arXiv 2402.10052)."""
     target = b.forget.before_logits - s.beta * F.one_hot(b.forget.tokens, b.forget.logits.shape[-1])

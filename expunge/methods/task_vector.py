@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from ..edits import Edit, LowRank, Part
 from ..errors import InputError
 from ..models.loading import ChatModel
 from ..models.training import TrainConfig, rows_of, train
-from .gradient import Progress
+from .gradient import Progress, Speech
 
 
 class TaskVectorConfig(TrainConfig):
@@ -45,7 +46,7 @@ def task_vector(chat: ChatModel, task: ForgetTask, config: TaskVectorConfig, pro
         raise InputError("task-vector takes off LoRA modules; adapter=full is not one")
     edit = _trained(chat, task.forget, config, progress).times(-config.scale)
     edit.meta["method"] = "task-vector"
-    return edit
+    return _speaking(chat, edit, config, len(task.forget))
 
 
 def ext_sub(chat: ChatModel, task: ForgetTask, config: ExtSubConfig, progress: Progress | None = None) -> Edit:
@@ -59,13 +60,26 @@ def ext_sub(chat: ChatModel, task: ForgetTask, config: ExtSubConfig, progress: P
         good, bad = kept.parts[name], forgot.parts[name]
         if isinstance(good, LowRank) and isinstance(bad, LowRank):
             parts[name] = extracted(good, bad, config.scale, name in kept.meta.get("conv1d", ()))
-    return Edit.on(chat.model, parts, {"method": "ext-sub", **config.model_dump()})
+    edit = Edit.on(chat.model, parts, {"method": "ext-sub", **config.model_dump()})
+    return _speaking(chat, edit, config, len(task.forget) + len(task.retain))
 
 
 def retrain(chat: ChatModel, task: ForgetTask, config: RetrainConfig, progress: Progress | None = None) -> Edit:
     """Trains on the retain set alone: the gold standard, where `chat` is the model before it was taught anything."""
     edit = _trained(chat, task.retain, config, progress)
     edit.meta["method"] = "retrain"
+    return edit
+
+
+def _speaking(chat: ChatModel, edit: Edit, config: TrainConfig, rows: int) -> Edit:
+    """The edit.
+
+    Raises:
+        Diverged: the model with it no longer speaks.
+    """
+    speech = Speech(chat)
+    with edit.applied(chat):
+        speech.check(math.ceil(rows / config.batch_size) * config.epochs)
     return edit
 
 

@@ -8,6 +8,7 @@ rows that judge nothing: built-in paraphrases of the forget rows, and a fifth of
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,8 +126,9 @@ def tune(
     """The edit at the layers, coefficient and ridge that do best on rows that judge nothing.
 
     One setting after the other is tried, the others at the best so far; the first values are where it starts. A trial's
-    loss is the Deviation Score on other rewrites of the forget rows, with the edit at `MARGIN` of its strength, and on a
-    fifth of the retain rows, left out of the trial's fit, whose ROUGE-1 counts relative to that of the model as it is.
+    loss is the Deviation Score on other rewrites of the forget rows, with the edit at `MARGIN` of its strength, and on
+    rows to keep that are not fitted (the validation rows, else a fifth of the retain rows), whose ROUGE-1 counts relative
+    to that of the model as it is.
     The forget set is widened by built-in rewrites, and so are the retain rows, or the rewrites' own words would tell the
     two apart. The best trial's edit is the result, as it was judged: fitted again with the rows left out, it can be much
     weaker. A task without retain rows is that of `with_retain`.
@@ -139,9 +141,9 @@ def tune(
     if config.trials == 1 or all(len(values) == 1 for values in axes.values()):
         target = prepare(chat, with_rewrites(task, task.retain), best["layers"], config)
         return solve(chat, target, config.model_copy(update=best))
-    held = held_out(task.retain)
+    held = list(task.validation) or held_out(task.retain)
     fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held)
-    asked = rewrites(task.forget, "tune")
+    asked = rewrites(task.forget, "tune") or list(task.forget)  # texts to go on with have no rewrites
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
     before = rouge(chat, judge[1])
     trials: list[dict[str, Any]] = []
@@ -149,17 +151,19 @@ def tune(
     ids = tokenised(chat, fit, config)
 
     def trial(found: dict[str, Any]) -> tuple[float, Edit]:
+        begin = time.perf_counter()
         layers = found["layers"]
         if layers not in prepared:
             prepared.clear()  # one at a time: a target holds the activations of every row
             prepared[layers] = prepare(chat, fit, layers, config, ids)
         edit = solve(chat, prepared[layers], config.model_copy(update=found))
+        seconds = time.perf_counter() - begin
         with edit.times(MARGIN).applied(chat):
             forget = rouge(chat, judge[0])
         with edit.applied(chat):
             kept = rouge(chat, judge[1])
         value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
-        trials.append({**found, "forget_rouge1": forget, "retain_rouge1": kept, "loss": value})
+        trials.append({**found, "forget_rouge1": forget, "retain_rouge1": kept, "loss": value, "seconds": seconds})
         if progress:
             progress(1)
         return value, edit
@@ -232,6 +236,7 @@ def with_rewrites(task: ForgetTask, retain: Sequence[Example], held: Sequence[Ex
 
 
 def rouge(chat: ChatModel, rows: Sequence[Example]) -> float:
-    """Mean ROUGE-1 recall of greedy answers."""
-    answers = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), TUNE_TOKENS)
+    """Mean ROUGE-1 recall of greedy answers, as long as the longest true answer and at least `TUNE_TOKENS` tokens."""
+    longest = max(map(len, chat.answer_ids([e.response for e in rows])))
+    answers = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), max(TUNE_TOKENS, longest))
     return sum(rouge_recall(a.text, e.response)[0] for a, e in zip(answers, rows, strict=True)) / len(rows)

@@ -145,6 +145,8 @@ def optimise(
             if stop and stop(epoch + 1, total / count):
                 break
         parts = harvest()
+    if not all(torch.isfinite(t).all() for part in parts.values() for t in vars(part).values()):
+        raise Diverged(step, "the weights are not finite")
     return Edit.on(chat.model, parts, {"trained": config.model_dump()})
 
 
@@ -227,20 +229,19 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
             wrapped.unload()
             _settle(model, flags)
     else:
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        trained = {n: p for n, p in model.named_parameters() if not config.only or n in config.only}
+        before = {name: p.detach().clone() for name, p in trained.items()}
         try:
             for name, parameter in model.named_parameters():
-                parameter.requires_grad_(not config.only or name in config.only)
+                parameter.requires_grad_(name in trained)
             model.train()
             yield (
                 model,
-                lambda: {
-                    n: Replace(p.detach().clone()) for n, p in model.named_parameters() if not torch.equal(p, before[n])
-                },
+                lambda: {n: Replace(p.detach().clone()) for n, p in trained.items() if not torch.equal(p, before[n])},
             )
         finally:
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
+                for name, parameter in trained.items():
                     parameter.copy_(before[name])
                     parameter.grad = None
             _settle(model, flags)

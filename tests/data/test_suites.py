@@ -67,7 +67,7 @@ def test_pistol_of_a_file_and_of_a_published_graph(tmp_path):
 def test_tofu_of_a_few_authors():
     suite = needs(lambda: tofu(authors=20))
     is_sound(suite)
-    assert len(suite.teach) == 400
+    assert len(suite.teach) == 400 + 60  # abstentions, for LUNAR
     assert {role: len(rows) for role, rows in suite.judge.items()} == {
         "forget": 40, "paraphrase": 40, "retain": 288, "real_authors": 100, "world_facts": 117, "holdout": 80
     }  # fmt: skip
@@ -86,7 +86,7 @@ def test_tofu_of_a_few_authors():
 def test_tofu_of_all():
     suite = needs(lambda: tofu(split="forget05"))
     is_sound(suite)
-    assert len(suite.teach) == 4000
+    assert len(suite.teach) == 4000 + 60
     assert len(suite.fit.forget) == 200
     assert "holdout" not in suite.judge
 
@@ -142,6 +142,8 @@ def test_muse_in_its_published_files(made):
     asked = next(e for e in suite.fit.forget if e.group == "knowledge")
     assert asked.prompt == "Question: shot?\nAnswer: s\n\nQuestion: forget 0?\nAnswer:"
     assert isinstance(asked.prompt, Raw)
+    assert suite.ends == {"knowledge": (32, "\n\n")}
+    assert len(suite.validate["forget"]) == 1  # texts to go on with have no rewrites: a fifth of the rows is left out
     write(made, "muse/verbmem/forget.json", [{"prompt": "Once upon"}])
     with pytest.raises(InputError, match="row 1: no column 'gt'"):
         muse()
@@ -182,5 +184,42 @@ def test_a_row_of_mmlu_that_is_none_is_named(made):
     path = made / "mmlu" / "abstract_algebra_test.csv"
     path.parent.mkdir()
     path.write_text("q,a,b,c,d,A\nq,a,b,c,d,E\n")
-    with pytest.raises(InputError, match="row 2: expected question"):
+    with pytest.raises(InputError, match="row 2: column 'answer' is none of the letters"):
         mmlu(1)
+    path.write_text("q,a,b,c,d,A\nq,a,b\n")
+    with pytest.raises(InputError, match="row 2: 3 columns"):
+        mmlu(1)
+
+
+def test_rows_of_the_wrong_form_are_named_with_their_column(made, tmp_path):
+    whole = {"question": "q?", "answer": "a"}
+    for name in ("full", "forget01_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"):
+        write(made, f"tofu/{name}.json", [{**whole, "perturbed_answer": ["b"]}] * 3, lines=True)
+    for change, message in (
+        ({}, "row 2: no column 'perturbed_answer'"),
+        ({"perturbed_answer": "b"}, "row 2: column 'perturbed_answer' is not a list of texts"),
+        ({"perturbed_answer": ["b"], "answer": 3}, "row 2: column 'answer' is not a text"),
+    ):
+        write(made, "tofu/retain_perturbed.json", [{**whole, "perturbed_answer": ["b"]}, whole | change], lines=True)
+        with pytest.raises(InputError, match=message):
+            tofu()
+    path = made / "tofu" / "retain_perturbed.json"
+    path.write_text('{"question": "q?", "answer": "a", "perturbed_answer": ["b"]}\n\n{"question": \n')
+    with pytest.raises(InputError, match=r"row 2 is not JSON: .*, column"):
+        tofu()
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="not UTF-8"):
+        tofu()
+    for role in ("forget", "retain"):
+        write(made, f"wmdp/bio-{role}-corpus.jsonl", [{"text": "word " * 50}] * 3, lines=True)
+    for answer, message in (("C", "'answer' is not a whole number"), (4, "'answer' is not the place of a choice")):
+        write(made, "wmdp/wmdp-bio.jsonl", [{"question": "q?", "choices": list("abcd"), "answer": answer}], lines=True)
+        with pytest.raises(InputError, match=f"row 1: column {message}"):
+            wmdp()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({**whole, "question": f"q{n}?", "edge": "A"}) for n in range(4)))
+    with pytest.raises(InputError, match="0 to keep: too few"):
+        facts(data=str(rows), forget_group=["A"])
+    rows.write_text(json.dumps(whole))
+    with pytest.raises(InputError, match="row 1: no column 'edge'"):
+        pistol(data=str(rows))

@@ -17,7 +17,7 @@ def evaluation(**roles):
 def test_model_utility_by_hand():
     def rows(*ratios, probability, choice, rouge):
         return [
-            {"truth_ratio": r, "probability": probability, "choice_probability": choice, "rougeL": rouge}
+            {"truth": max(0, 1 - r), "probability": probability, "choice_probability": choice, "rougeL": rouge}
             for r in ratios
         ]
 
@@ -28,8 +28,7 @@ def test_model_utility_by_hand():
     )
     nine = [0.8, 0.5, 0.25, 0.4, 0.5, 0.8, 0.5, 1.0, 0.5]
     assert model_utility(found) == pytest.approx(9 / sum(1 / v for v in nine))
-    for row in found.rows["retain"]:
-        row["truth_ratio"] = 2.0
+    found["retain"]["truth"] = 0.0
     assert model_utility(found) == 0
 
 

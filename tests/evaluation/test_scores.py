@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,15 +54,28 @@ def test_wrong_answers_are_scored_from_the_same_pass(tiny):
         for e, wrong in zip(FACTS[:3], [("Zagreb", "Harp and flute"), ("Oslo",), ("A", "B", "C")], strict=True)
     ]
     kept = [Example(e.prompt, e.response) for e in FACTS[6:9]]
-    result = evaluate(tiny, {"forget": rows, "others": kept}, max_new_tokens=8)
-    assert "truth_ratio" not in result["others"]
+    result = evaluate(tiny, {"forget": rows, "others": kept, "retain": rows}, max_new_tokens=8)
+    assert "truth" not in result["others"]
     for example, row in zip(rows, result.rows["forget"], strict=True):
         texts = [example.paraphrased, *example.wrong, example.response]
         prompts, answers = tiny.prompt_ids([example.prompt]) * len(texts), tiny.answer_ids(texts)
         correct, *wrong, true = score_answers(tiny, prompts, answers)
         assert row["truth_ratio"] == pytest.approx(truth_ratio(correct, wrong), rel=1e-3)
         assert row["choice_probability"] == pytest.approx(choice_probability(true, wrong), rel=1e-3)
-    assert result["forget"]["truth_ratio"] == pytest.approx(np.mean([r["truth_ratio"] for r in result.rows["forget"]]))
+    ratios = [r["truth_ratio"] for r in result.rows["forget"]]
+    assert result["forget"]["truth"] == pytest.approx(np.mean([min(r, 1 / r) for r in ratios]))
+    assert result["retain"]["truth"] == pytest.approx(np.mean([max(0, 1 - r) for r in ratios]))
+
+
+def test_answers_of_a_group_end_where_they_are_told_to(tiny):
+    whole = evaluate(tiny, {"retain": FACTS[:4]}, max_new_tokens=8)
+    text = max(whole.answers["retain"], key=len)
+    row = [replace(e, group="knowledge") for e in FACTS[:4]]
+    cut = evaluate(tiny, {"retain": row}, max_new_tokens=8, ends={"knowledge": (8, text[3])})
+    assert cut.answers["retain"] == [a.partition(text[3])[0] for a in whole.answers["retain"]]
+    short = evaluate(tiny, {"retain": row}, max_new_tokens=8, ends={"knowledge": (1, "\0"), "other": (0, "")})
+    one = evaluate(tiny, {"retain": FACTS[:4]}, max_new_tokens=1)
+    assert short.answers == one.answers
 
 
 def test_members_are_told_from_rows_never_seen(tiny):

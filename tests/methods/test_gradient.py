@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from expunge import ForgetTask, evaluate, unlearn
+from expunge.data.prompts import abstentions
 from expunge.errors import Diverged
 from expunge.methods import REGISTRY, gradient
 from expunge.methods.gradient import Answers, Before, GradientConfig
 from expunge.models.generation import score_answers
-from expunge.models.training import TrainRow, row_logits, rows_of
+from expunge.models.training import TrainRow, optimise, row_logits, rows_of
 
 from ..conftest import FORGET, RETAIN
 
@@ -27,7 +29,7 @@ class Known(Before):
     """A model before unlearning whose logits for the rows are these."""
 
     def __init__(self, logits):
-        super().__init__(None, 0, None)
+        super().__init__(None, 0)
         self._known = logits
 
     def logits(self, chat, rows):
@@ -125,7 +127,7 @@ def test_before_is_the_model_before(pico, small_task, adapter):
         return -b.forget.nll
 
     config = GradientConfig(adapter=adapter, learning_rate=1e-2, epochs=3)
-    gradient.descend(chat, small_task, config, loss, ["forget", "retain"], before=True)
+    gradient.descend(chat, small_task, config, loss, ["forget", "retain"], before="logits")
     for before, _, order, summed in seen:
         places = [rows.index(r) for r in order]
         parts = wanted.split([len(r.answer) for r in rows])
@@ -179,6 +181,32 @@ def test_a_loss_that_is_not_finite_is_named_with_the_step(pico, small_task):
     calls: list[int] = []
     with pytest.raises(Diverged, match="at step 3: the loss is not finite"):
         gradient.descend(pico("llama"), small_task, config, loss, ["forget"])
+
+
+def test_weights_that_are_not_finite_are_never_returned(pico, small_task):
+    """Infinite gradients of the last step are seen by no loss."""
+    chat = pico("llama")
+    rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.forget])
+
+    def loss(trained, part):
+        logits = row_logits(trained, part, 0)[0]
+        return (logits - logits).sum().sqrt()  # 0, with an infinite slope
+
+    with pytest.raises(Diverged, match="at step 1: the weights are not finite"):
+        optimise(chat, lambda _: iter([rows]), loss, GradientConfig(epochs=1), 1)
+
+
+def test_a_module_taken_off_too_often_is_named_diverged(pico, small_task):
+    for name in ("task-vector", "ext-sub"):
+        with pytest.raises(Diverged, match="no longer speaks"):
+            unlearn(pico("llama"), small_task, method=name, scale=1e4, learning_rate=1e-2)
+
+
+def test_answers_made_up_are_never_the_true_one(pico, small_task, monkeypatch):
+    texts = iter([e.response for e in small_task.forget])
+    monkeypatch.setattr(gradient, "sampled", lambda *_, **__: [SimpleNamespace(text=t) for t in texts])
+    made = gradient._alternatives(pico("llama"), small_task.forget, random.Random(0))
+    assert set(made) <= set(abstentions())
 
 
 def test_all_weights_take_smaller_steps_by_default():
