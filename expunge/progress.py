@@ -63,8 +63,8 @@ class Reporter:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)
 
-    def table(self, columns: dict[str, Evaluation]) -> None:
-        """One row a role and metric, one column an evaluation (before, taught, after)."""
+    def table(self, columns: dict[str, Evaluation], intervals: bool = False) -> None:
+        """One row a role and metric, one column an evaluation (before, taught, after); with 95% intervals if asked."""
         from rich.table import Table
 
         table = Table(title=None)
@@ -79,9 +79,12 @@ class Reporter:
                 continue
             for place, metric in enumerate(("rouge1", "abstention_rate", "probability", "extraction_strength")):
                 cells = [f"{e[role][metric]:.3f}" if role in e else "" for e in columns.values()]
+                if intervals:
+                    low, high = last.intervals()[role][metric]
+                    cells[-1] += f" ({low:.3f} to {high:.3f})"
                 table.add_row(role if place == 0 else "", str(values["rows"]) if place == 0 else "", metric, *cells)
         for name, value in last.items():
-            if not isinstance(value, dict) and name != "seconds":
+            if isinstance(value, float) and name != "seconds":
                 digits = 1 if name == "deviation_score" else 3
                 scores = [f"{e[name]:.{digits}f}" if name in e else "" for e in columns.values()]
                 table.add_row("", "", name.replace("_", " "), *scores)

@@ -300,7 +300,9 @@ class _Stages:
 
 def evaluate_run(spec: RunSpec, abilities: AbilitySpec, reporter: Reporter) -> Evaluation:
     """Evaluates the roles for which a file is given, and the abilities that are asked for."""
+    from .evaluation.refusal import refusal_scores
     from .evaluation.scores import JUDGED, Evaluation, evaluate
+    from .evaluation.text import coherence
 
     roles: dict[str, Any] = {}
     if spec.data.data:
@@ -321,6 +323,8 @@ def evaluate_run(spec: RunSpec, abilities: AbilitySpec, reporter: Reporter) -> E
     if roles:
         with reporter.stage("evaluate", sum(len(r) for r in roles.values())) as advance:
             result = evaluate(chat, task, **spec.evaluation.model_dump(), progress=advance)
+    if answers := result.answers.get("forget"):
+        result |= refusal_scores(chat, answers) | {"coherence": coherence(answers)}
     result |= _abilities(chat, abilities, reporter)
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,9 @@ from .errors import InputError
 PRIVATE: dict[str, Any] = {
     "private": True
 }  # can name a subject or a file of it: only a salted hash is written anywhere
+
+
+Spec = TypeVar("Spec", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -158,8 +161,13 @@ def build(flags: dict[str, Any], config: str | None = None, sets: list[str] | No
         elif parts[0] == "teach" and len(parts) == 2 and parts[1] not in TeachSpec.model_fields:
             parts = ["teach", "settings", parts[1]]
         _put(tree, parts, _value(text))
+    return checked(RunSpec, tree)
+
+
+def checked(kind: type[Spec], fields: dict[str, Any]) -> Spec:
+    """The spec of these fields; a wrong one is an `InputError` that names it."""
     try:
-        return RunSpec(**tree)
+        return kind(**fields)
     except ValidationError as e:
         first = e.errors()[0]
         raise InputError(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -15,8 +16,8 @@ import typer
 from pydantic import BaseModel
 
 from .cli import VERBS, show_help
-from .errors import InputError
-from .spec import AbilitySpec, DataSpec, EvaluationSpec, ModelSpec, OutputSpec, RunSpec, build
+from .errors import ExpungeError, InputError
+from .spec import AbilitySpec, DataSpec, EvaluationSpec, ModelSpec, OutputSpec, RunSpec, build, checked
 
 app = typer.Typer(rich_markup_mode=None)
 data = typer.Typer(rich_markup_mode=None, help=VERBS["data"], invoke_without_command=True, callback=show_help)
@@ -212,6 +213,7 @@ def evaluate(
     json: bool,
     quiet: bool,
     rows: Annotated[str | None, typer.Option(help="file for the per-row values (JSON)")] = None,
+    intervals: Annotated[bool, typer.Option("--intervals", help="95% bootstrap intervals beside the means")] = False,
 ) -> None:
     from .files import write_whole
     from .progress import Reporter
@@ -219,13 +221,14 @@ def evaluate(
 
     reporter = Reporter(quiet)
     asked = {path.partition(".")[2]: given.pop(path) for path in [*given] if path.startswith("abilities.")}
-    result = evaluate_run(_spec(model, given), AbilitySpec(**{k: v for k, v in asked.items() if v}), reporter)
+    abilities = checked(AbilitySpec, {k: v for k, v in asked.items() if v is not None and v != []})
+    result = evaluate_run(_spec(model, given), abilities, reporter)
     if rows:
         write_whole(Path(rows), _dump(result.rows))
     if json:
-        _print(dict(result))
+        _print({**result, **({"intervals": result.intervals()} if intervals else {})})
     else:
-        reporter.table({"value": result})
+        reporter.table({"value": result}, intervals)
 
 
 def _dump(value: Any) -> str:
@@ -268,17 +271,24 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="rows a batch of an evaluation")] = 128,
     jobs: Annotated[int, typer.Option(help="processes; each needs memory for a model")] = 1,
-    out: Annotated[str, typer.Option(help="folder of results, table and plots; goes on where it was")] = "runs/bench",
+    metrics: Annotated[str, typer.Option(help="metrics shown for each role, with commas")] = "rouge1",
+    out: Annotated[
+        str | None,
+        typer.Option(help="folder of results, table and plots; goes on where it was [default: runs/bench-SUITE]"),
+    ] = None,
 ) -> None:
-    from .bench.table import report
+    from .bench.table import check_metrics, report
 
+    shown = _commas(metrics)
     if suite == "report":
-        print(report(Path(folder or out)))
+        if not (folder or out):
+            raise InputError("bench report needs the folder of results: expunge bench report DIR")
+        print(report(Path(folder or out or ""), shown))
         return
     from .bench.runner import bench_run
     from .methods import REGISTRY
     from .progress import Reporter
-    from .spec import BenchSpec
+    from .spec import BenchSpec, checked
 
     size = {
         "sales": sales,
@@ -292,30 +302,37 @@ def bench(
         "data": data,
         "forget_group": forget_group,
     }
+    check_metrics(shown)
     named = [m for m in REGISTRY if m != "retrain"] if methods == "all" else _commas(methods)
-    try:
-        numbers = tuple(map(int, _commas(seeds)))
-    except ValueError:
-        raise InputError(f"--seeds takes whole numbers with commas, got {seeds!r}") from None
-    spec = BenchSpec(
-        suite=suite,
-        model=_spec(model, given).model,
+    numbers = _commas(seeds)
+    if not numbers or not all(n.lstrip("-").isdigit() for n in numbers):
+        raise InputError(f"--seeds takes whole numbers with commas, got {seeds!r}")
+    fields = {
+        "suite": suite,
+        "model": _spec(model, given).model,
         **({"methods": tuple(named)} if named else {}),
-        seeds=numbers,
-        regimes=tuple(_commas(regimes)),
-        trials=trials,
-        size={k: v for k, v in size.items() if v is not None},
-        batch_size=batch_size,
-        out=out,
-        jobs=jobs,
-    )
-    results = bench_run(spec, Reporter(quiet))
-    text = report(Path(out))
+        "seeds": tuple(map(int, numbers)),
+        "regimes": tuple(_commas(regimes)),
+        "trials": trials,
+        "size": {k: v for k, v in size.items() if v is not None},
+        "batch_size": batch_size,
+        "out": out or f"runs/bench-{suite}",
+        "jobs": jobs,
+    }
+    spec = checked(BenchSpec, fields)
+    try:
+        results = bench_run(spec, Reporter(quiet))
+    except KeyboardInterrupt:
+        raise ExpungeError(
+            "interrupted; finished cells are kept, and the same command goes on with the others"
+        ) from None
+    text = report(Path(spec.out), shown)
     _print({"cells": list(results.cells.values())}) if json else print(text)
 
 
 def _commas(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+    """The parts between commas; a list in brackets is one part."""
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text or "") if part.strip()]
 
 
 @app.command(help=VERBS["export"])

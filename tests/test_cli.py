@@ -155,12 +155,16 @@ def test_evaluate_prints_one_document_of_the_agreed_shape(run, tiny_folder, file
         "--retain",
         files["retain"],
         "--json",
+        "--intervals",
         "--rows",
         tmp_path / "r.json",
     )
     assert code == 0
     result = json.loads(text)
-    assert set(result) == {"forget", "retain", "deviation_score", "seconds"}
+    refusal = {"refusal_quality", "refusal_encoder", "coherence"}
+    assert set(result) == {"forget", "retain", "deviation_score", "seconds", "intervals", *refusal}
+    low, high = result["intervals"]["forget"]["rouge1"]
+    assert low <= result["forget"]["rouge1"] <= high
     assert len(json.loads((tmp_path / "r.json").read_text())["retain"]) == len(RETAIN)
 
 

@@ -87,7 +87,7 @@ class Results:
         return json.loads(file.read_text()) if file.is_file() else None
 
     def _rows(self, cell: Cell) -> Path:
-        name = "-".join(map(str, filter(None, (*cell.row, f"seed{cell.seed}")))) + ".json"
+        name = "-".join(filter(None, (*cell.row, f"seed{cell.seed}"))).replace("/", "_") + ".json"
         return self.file.parent / "rows" / self.key / name
 
 

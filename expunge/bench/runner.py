@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,22 @@ from ..errors import Diverged, ExpungeError, InputError
 from ..evaluation import privacy
 from ..evaluation.abilities import choice_accuracy
 from ..evaluation.headlines import HEADLINES
-from ..evaluation.refusal import encoder_for, refusal_quality
+from ..evaluation.refusal import refusal_scores
 from ..evaluation.scores import Evaluation, evaluate
 from ..evaluation.text import coherence, deviation_score
 from ..methods import method, run_method
 from ..models.generation import score_answers
-from ..models.loading import ChatModel, cache_dir, load_model
+from ..models.loading import ChatModel, cache_dir, load_model, resolve
 from ..models.training import TrainConfig, rows_of, train
 from ..progress import Reporter
-from ..run import versions
+from ..run import salt, versions
 from ..spec import BenchSpec
 from . import memory, settings
 from .estimate import Rates, seconds, words
 from .results import Cell, Results
 
 TAUGHT, RETRAINED = "taught", "retrained"
+LARGEST_LOSS = 700.0  # nats a token, beyond which the perplexity is infinite in double precision
 
 
 def suite_of(spec: BenchSpec, seed: int) -> Suite:
@@ -60,29 +62,38 @@ def suite_of(spec: BenchSpec, seed: int) -> Suite:
 
 
 def cells_of(spec: BenchSpec, seed: int) -> list[Cell]:
-    """All cells of a seed, in the order in which they run: LUNAR first, whose time the equal-time regime is given."""
-    ordered = sorted(map(settings.parsed, spec.methods), key=lambda item: item != ("lunar", ""))
+    """All cells of a seed, in the order in which they run: what others need comes first, the retrained model and LUNAR,
+    whose time the equal-time regime is given."""
+    ordered = sorted(dict.fromkeys(map(settings.parsed, spec.methods)), key=lambda item: item != ("lunar", ""))
     return [
-        Cell(seed, TAUGHT),
         Cell(seed, RETRAINED),
+        Cell(seed, TAUGHT),
         *(
             Cell(seed, name, regime, variant)
             for name, variant in ordered
-            for regime in spec.regimes
-            if regime != "equal-time" or method(name).has("epochs")
+            for regime in settings.REGIMES
+            if regime in spec.regimes and (regime != "equal-time" or method(name).has("epochs"))
         ),
     ]
 
 
-def key_of(spec: BenchSpec) -> dict[str, Any]:
-    """What finished cells have to agree in to be taken up again."""
-    return {
-        "suite": spec.suite,
-        "size": spec.size,
-        "model": spec.model.model_dump(mode="json"),
-        "trials": spec.trials,
-        "version": versions()["expunge"],
-    }
+def about(spec: BenchSpec) -> dict[str, Any]:
+    """What a benchmark is, as it may be written: files and groups can name a subject, and are left out."""
+    size = {k: v for k, v in spec.size.items() if k not in ("data", "forget_group")}
+    model = spec.model.model_dump(mode="json", exclude_defaults=True) | {"name": Path(spec.model.name).name}
+    return {"suite": spec.suite, "size": size, "model": model, "versions": versions()}
+
+
+def results_of(spec: BenchSpec) -> Results:
+    """The results in the spec's folder that belong to this suite, size and model."""
+    named = [spec.suite, spec.size, spec.model.model_dump(mode="json"), versions()["expunge"]]
+    return Results(Path(spec.out), _digest(named)[:12], about(spec))
+
+
+def _digest(value: Any) -> str:
+    """Salted: what is hashed can name a subject."""
+    text = json.dumps(value, sort_keys=True, default=repr)
+    return hashlib.sha256(salt() + text.encode()).hexdigest()
 
 
 class Bench:
@@ -110,9 +121,40 @@ class Bench:
 
     def cached(self, rows: Sequence[Example]) -> Path:
         """Where the cache has what the rows teach; named by a hash of all that it depends on."""
-        parts = [self.spec.model.model_dump(mode="json"), self._teaching.model_dump(mode="json"), versions()]
-        text = json.dumps(parts, sort_keys=True) + repr([(e.prompt, e.response) for e in rows])
-        return cache_dir() / "taught" / hashlib.sha256(text.encode()).hexdigest()[:24]
+        parts = [self._identity, self._teaching.model_dump(mode="json"), versions(), rows]
+        return cache_dir() / "taught" / _digest(parts)[:24]
+
+    @cached_property
+    def _identity(self) -> list[Any]:
+        """Of the model: its spec, and the sizes and times of its files."""
+        files = sorted(f for f in resolve(self.spec.model.name, self.spec.model.revision).iterdir() if f.is_file())
+        return [
+            self.spec.model.model_dump(mode="json"),
+            *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files),
+        ]
+
+    @cached_property
+    def _content(self) -> str:
+        """A hash of the suite's rows and settings, and of the model."""
+        return _digest([asdict(self.suite), self._identity])
+
+    def stamp(self, cell: Cell) -> str:
+        """A hash of what the cell is made from, so that one made from something else is not taken up again."""
+        made: Any = None
+        if cell.regime == "published":
+            made = settings.published(cell.method, cell.variant)
+        elif cell.regime == "tuned":
+            made = self._grid(cell)
+        elif cell.regime == "equal-time":
+            beside = self._beside(cell)
+            made = beside and [*beside[0], beside[1].get("seconds_in_all"), beside[2].get("settings")]
+        return _digest([self._content, made])[:16]
+
+    def finished(self, cell: Cell) -> bool:
+        return self.results.finished(cell, self.stamp(cell))
+
+    def _grid(self, cell: Cell) -> list[dict[str, Any]]:
+        return settings.grid(cell.method, cell.variant, self.spec.trials, len(self.suite.fit.forget))
 
     @property
     def _teaching(self) -> TrainConfig:
@@ -123,7 +165,11 @@ class Bench:
         if not folder.is_dir():
             with self.reporter.stage(f"{stage} (seed {self.seed})", len(rows) * config.epochs) as advance:
                 pairs = rows_of(self.chat, [(e.prompt, e.response) for e in rows])
-                train(self.chat, pairs, config, lambda n, _: advance(n), lambda _, loss: loss < 0.01).save(folder)
+                try:
+                    edit = train(self.chat, pairs, config, lambda n, _: advance(n), lambda _, loss: loss < 0.01)
+                except Diverged as e:
+                    raise ExpungeError(f"cannot {stage}: {e}") from e
+                edit.save(folder)
         return Edit.load(folder)
 
     def run(self, cell: Cell) -> None:
@@ -133,20 +179,24 @@ class Bench:
             record = self._record(cell)
         except Diverged as e:
             record = {"diverged": e.step, "message": str(e), "seconds": time.perf_counter() - begin}
-        except (ExpungeError, ValueError, RuntimeError, MemoryError) as e:
+        except Exception as e:  # whatever it is, it stands in the table, and the other cells go on
             record = {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]}
-        self.results.add(cell, record | {"machine": _machine()})
+        self.results.add(cell, record | {"stamp": self.stamp(cell), "machine": _machine()})
 
     def _record(self, cell: Cell) -> dict[str, Any]:
-        if cell.method == TAUGHT:
-            with _applied(self.taught, self.chat):
-                return self._judged(cell)
         if cell.method == RETRAINED:
             if self.retrained is None:
                 return {"skipped": "the suite teaches nothing: there is no model to retrain"}
             with self.retrained.applied(self.chat):
                 return self._judged(cell)
+        gold = Cell(self.seed, RETRAINED)
+        if not self.finished(gold):
+            raise ExpungeError(
+                f"needs the retrained model: {self.results.cells.get(gold, {}).get('error', 'not there')}"
+            )
         with _applied(self.taught, self.chat):
+            if cell.method == TAUGHT:
+                return self._judged(cell)
             edit, record = self._unlearned(cell)
             changed = {"parameters": edit.parameters, "rank": edit.rank, "matrices": len(edit.parts)}
             return record | changed | self._judged(cell, edit)
@@ -163,20 +213,24 @@ class Bench:
         return self._equal_time(cell)
 
     def _made(self, cell: Cell, chosen: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:
+        """The edit, with the seconds of its own fit and of all that it took (LUNAR's search makes several)."""
         with self.reporter.stage(cell.label), memory.peak() as highest:
             begin = time.perf_counter()
             edit = run_method(self.chat, self.suite.fit, cell.method, chosen)
             taken = time.perf_counter() - begin
-        record = {"settings": chosen, "seconds": taken, "peak_bytes": highest()}
-        if "trials" in edit.meta:
-            record["trials"] = len(edit.meta["trials"])
+        record = {"settings": chosen, "seconds": taken, "seconds_in_all": taken, "peak_bytes": highest()}
+        if trials := edit.meta.get("trials"):
+            best = min(trials, key=lambda t: t["loss"])
+            record |= {"trials": trials, "seconds": best["seconds"]}
+            record["settings"] = chosen | {k: best[k] for k in ("layers", "coefficient", "ridge") if k in best}
         return edit, record
 
     def _tuned(self, cell: Cell, base: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:
         """The edit of the trial that does best on the rows that tune."""
-        points = settings.grid(cell.method, cell.variant, self.spec.trials)
-        if len(points) == 1:
+        points = self._grid(cell)
+        if settings.searches(cell.method, cell.variant):
             return self._made(cell, base | points[0])
+        begin = time.perf_counter()
         before = self._rouge("retain")
         best: tuple[float, Edit, dict[str, Any]] | None = None
         tried: list[dict[str, Any]] = []
@@ -189,30 +243,39 @@ class Bench:
             with edit.applied(self.chat):
                 forget, kept = self._rouge("forget"), self._rouge("retain")
             value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
-            tried.append(point | {"loss": value})
+            tried.append(point | {"loss": value, "seconds": record["seconds"]})
             if best is None or value < best[0]:
                 best = value, edit, record
         if best is None:
             raise Diverged(int(tried[0]["diverged"]), f"in all {len(points)} trials")
-        return best[1], best[2] | {"trials": tried}
+        return best[1], best[2] | {"trials": tried, "seconds_in_all": time.perf_counter() - begin}
+
+    def _beside(self, cell: Cell) -> tuple[Cell, dict[str, Any], dict[str, Any]] | None:
+        """(LUNAR's cell that equal-time goes by, its record, the method's own in another regime): the tuned ones where
+        they are there. None where one is missing."""
+        found = []
+        for one in (Cell(self.seed, "lunar"), cell):
+            regimes = [one._replace(regime=r) for r in ("tuned", "published")]
+            found.append(next((c for c in regimes if c in self.results.cells and self.finished(c)), None))
+        if found[0] is None or found[1] is None:
+            return None
+        lunar, mine = (self.results.cells[c] for c in found if c)
+        return found[0], lunar, mine
 
     def _equal_time(self, cell: Cell) -> tuple[Edit, dict[str, Any]]:
-        """At the tuned settings (else the published), with as many epochs as take LUNAR's time."""
-        lunar = next((c for r in ("tuned", "published") if (c := Cell(self.seed, "lunar", r)) in self.results), None)
-        mine = next(
-            (
-                c
-                for r in ("tuned", "published")
-                if (c := cell._replace(regime=r)) in self.results and "settings" in self.results.cells[c]
-            ),
-            None,
-        )
-        if lunar is None or mine is None:
+        """At the tuned settings (else the published), with as many epochs as take all of LUNAR's time, its search too."""
+        beside = self._beside(cell)
+        if beside is None:
             raise InputError("equal-time needs LUNAR and the method itself in another regime first")
-        limit, known = self.results.cells[lunar]["seconds"], self.results.cells[mine]
-        config = method(cell.method).configure(**known["settings"])
-        more = max(round(config.epochs * limit / known["seconds"]), 1)  # type: ignore[attr-defined]
-        return self._made(cell, known["settings"] | {"epochs": more})
+        lunar, record, known = beside
+        if "diverged" in known or "diverged" in record:
+            raise Diverged(
+                int((known if "diverged" in known else record)["diverged"]), "at the settings of the other regime"
+            )
+        epochs = method(cell.method).configure(**known["settings"]).epochs  # type: ignore[attr-defined]
+        more = max(round(epochs * record["seconds_in_all"] / known["seconds"]), 1)
+        edit, made = self._made(cell, known["settings"] | {"epochs": more})
+        return edit, made | {"beside": lunar.regime}
 
     def _rouge(self, role: str) -> float:
         from ..methods.tuning import rouge
@@ -227,26 +290,24 @@ class Bench:
         with self.reporter.stage(f"judge {cell.label}", sum(map(len, suite.judge.values()))) as advance:
             with _applied(edit, self.chat):
                 found = evaluate(
-                    self.chat, suite.judge, max_new_tokens=suite.max_new_tokens, batch_size=self.spec.batch_size,
+                    self.chat,
+                    suite.judge,
+                    max_new_tokens=suite.max_new_tokens,
+                    batch_size=self.spec.batch_size,
+                    ends=suite.ends,
                     progress=advance,
-                )  # fmt: skip
+                )
                 if suite.questions:
                     right = choice_accuracy(self.chat, suite.questions)
                     found["accuracy"] = sum(right) / len(right)
                 if "holdout" in found:
                     found["auc_gradient_norm"] = privacy.auc(*map(self._gradient_norms, ("forget", "holdout")))
-            answers = found.answers["forget"] if "forget" in found else []
-            extra: dict[str, Any] = {}
-            if answers:
-                name, encoder = encoder_for(self.chat)
-                quality = refusal_quality(answers, encoder)
-                extra = {
-                    "refusal_quality": sum(quality) / len(quality),
-                    "refusal_encoder": name,
-                    "coherence": coherence(answers, self._perplexities(answers)),
-                }
-        rows = self.results.rows(Cell(self.seed, RETRAINED))
-        retrained = Evaluation.of(rows) if rows else None
+            answers = found.answers["forget"]
+            extra = refusal_scores(self.chat, answers) | {"coherence": coherence(answers, self._perplexities(answers))}
+        gold = Cell(self.seed, RETRAINED)
+        retrained = found if cell == gold else None
+        if self.results.cells.get(gold, {}).get("stamp") == self.stamp(gold) and (rows := self.results.rows(gold)):
+            retrained = Evaluation.of(rows)
         if retrained and "holdout" in found:
             found["auc_reference"] = privacy.auc(
                 *(privacy.reference(found, retrained, r) for r in ("forget", "holdout"))
@@ -268,7 +329,8 @@ class Bench:
         prompts = self.chat.prompt_ids([e.prompt for e in self.suite.judge["forget"]])
         ids = [i or [0] for i in self.chat.tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
         scored = score_answers(self.chat, prompts, ids)
-        return [math.exp(min(-sum(s.log_probs) / len(s.log_probs), 700.0)) for s in scored]
+        losses = [-sum(s.log_probs) / len(s.log_probs) for s in scored]
+        return [math.exp(x) if x < LARGEST_LOSS else math.inf for x in losses]
 
 
 def _machine() -> str:
@@ -301,45 +363,43 @@ def bench_run(spec: BenchSpec, reporter: Reporter) -> Results:
         InputError: an unknown suite, method or regime.
     """
     check(spec)
-    results = Results(Path(spec.out), key_of(spec))
-    left = {seed: [c for c in cells_of(spec, seed) if c not in results] for seed in spec.seeds}
+    results = results_of(spec)
+    benches = {seed: Bench(spec, seed, results, reporter) for seed in dict.fromkeys(spec.seeds)}
+    left = {seed: [c for c in cells_of(spec, seed) if not bench.finished(c)] for seed, bench in benches.items()}
     left = {seed: cells for seed, cells in left.items() if cells}
     if not left:
         return results
-    total = sum(map(len, left.values()))
-    reporter.say(f"{total} cells to run, {words(_estimate(spec, left, results, reporter))} on this machine")
-    if spec.jobs == 1:
-        for seed, cells in left.items():
-            run_seed(spec, seed, cells, reporter)
-    else:
+    rates = Rates(benches[next(iter(left))])
+    total = sum(seconds(benches[seed], cells, rates) for seed, cells in left.items()) / spec.jobs
+    reporter.say(f"{sum(map(len, left.values()))} cells to run, {words(total)} on this machine")
+    if spec.jobs > 1:
         _in_processes(spec, left, reporter)
-    return Results(Path(spec.out), key_of(spec))
-
-
-def _estimate(spec: BenchSpec, left: dict[int, list[Cell]], results: Results, reporter: Reporter) -> float:
-    """Seconds, teaching included where the cache has it not."""
-    benches = {seed: Bench(spec, seed, results, reporter) for seed in left}
-    rates = Rates(next(iter(benches.values())))
-    return sum(seconds(benches[seed], cells, rates) for seed, cells in left.items()) / spec.jobs
+    else:
+        for seed, cells in left.items():
+            for cell in cells:
+                benches[seed].run(cell)
+            del benches[seed]  # its model
+    return results_of(spec)
 
 
 def run_seed(spec: BenchSpec, seed: int, cells: Sequence[Cell], reporter: Reporter) -> None:
     """Runs cells of one seed in this process, in their order."""
-    bench = Bench(spec, seed, Results(Path(spec.out), key_of(spec)), reporter)
+    bench = Bench(spec, seed, results_of(spec), reporter)
     for cell in cells:
         bench.run(cell)
 
 
 def _in_processes(spec: BenchSpec, left: dict[int, list[Cell]], reporter: Reporter) -> None:
-    """Seeds in parallel, and then the methods of each: what others need comes first."""
+    """Seeds in parallel, and then the methods of each: what others need comes first. A process that is killed takes its
+    pool with it, so each phase has its own."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     def first(cell: Cell) -> bool:
         return cell.row[0] in (TAUGHT, RETRAINED) or (cell.method, cell.variant) == ("lunar", "")
 
-    with ProcessPoolExecutor(spec.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for early in (True, False):
+    for early in (True, False):
+        with ProcessPoolExecutor(spec.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
             groups: dict[tuple[int, str], list[Cell]] = {}
             for seed, cells in left.items():
                 for cell in cells:
@@ -347,7 +407,8 @@ def _in_processes(spec: BenchSpec, left: dict[int, list[Cell]], reporter: Report
                         groups.setdefault((seed, "" if early else f"{cell.method}:{cell.variant}"), []).append(cell)
             work = [pool.submit(_child, spec, seed, cells) for (seed, _), cells in groups.items()]
             for n, one in enumerate(work, 1):
-                one.result()
+                if error := one.exception():
+                    reporter.say(f"warning: a process ended early ({error}); the same command goes on with its cells")
                 reporter.say(f"{n} of {len(work)} parts finished")
 
 
@@ -361,9 +422,14 @@ def _child(spec: BenchSpec, seed: int, cells: Sequence[Cell]) -> None:
 
 
 def check(spec: BenchSpec) -> None:
-    for item in spec.methods:
-        settings.parsed(item)
     for regime in spec.regimes:
         if regime not in settings.REGIMES:
             raise InputError(f"unknown regime {regime!r}; there are {', '.join(settings.REGIMES)}")
-    suite_of(spec, spec.seeds[0])
+    if "equal-time" in spec.regimes and spec.jobs > 1:
+        raise InputError(
+            "equal-time compares seconds, which processes side by side take from each other: leave out --jobs"
+        )
+    suite = suite_of(spec, spec.seeds[0])
+    for name, variant in map(settings.parsed, spec.methods):
+        if "tuned" in spec.regimes:
+            settings.grid(name, variant, spec.trials, len(suite.fit.forget))

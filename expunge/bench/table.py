@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import difflib
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..evaluation.scores import METRICS, OPTIONAL
 from ..files import write_whole
-from .results import Cell
+from .results import Cell, lines
 from .settings import fixed
 
 FORGET, KEPT = "forget", "retain"
+DEVIATIONS = {"deviation_score": "the fitted rows", "deviation_held_out": "held-out paraphrases and contracts"}
+NAMES = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L"}
+OUTCOMES = ("loss", "seconds", "diverged", "forget_rouge1", "retain_rouge1")  # of a trial, beside its settings
 Row = tuple[str, str, str]
 
 
-def report(folder: Path) -> str:
-    """Draws table.md, scatter.svg and deviation.svg anew in a folder of results, and returns the table.
+def report(folder: Path, metrics: Sequence[str] = ("rouge1",)) -> str:
+    """Draws table.md and the plots of each benchmark anew in a folder of results, and returns the tables.
+
+    Args:
+        metrics: shown for each role.
 
     Raises:
-        InputError: there are no results.
+        InputError: there are no results, or an unknown metric.
     """
     file = folder / "results.jsonl"
     if not file.is_file():
         raise InputError(f"{folder} has no results.jsonl: run `expunge bench SUITE --out {folder}` first")
+    check_metrics(metrics)
     tables = []
-    for key, cells in _by_key(file).items():
+    for key, (about, cells) in _by_key(file).items():
         rows = group(cells)
-        tables.append(table(rows, cells))
+        tables.append(f"## {_title(about)}\n\n{table(rows, cells, metrics)}")
         try:
             plots(rows, folder, key)
         except ImportError:
@@ -38,31 +47,56 @@ def report(folder: Path) -> str:
     return text
 
 
-def _by_key(file: Path) -> dict[str, dict[Cell, dict[str, Any]]]:
-    from .results import lines
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raises `InputError` for an unknown metric, with its nearest neighbours."""
+    known = [*METRICS, *OPTIONAL]
+    for name in metrics:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            raise InputError(
+                f"unknown metric {name!r}; {'did you mean' if near else 'there are'} {', '.join(near or known)}"
+            )
 
-    found: dict[str, dict[Cell, dict[str, Any]]] = {}
+
+def _title(about: Mapping[str, Any]) -> str:
+    size = ", ".join(f"{k} {v}" for k, v in about.get("size", {}).items())
+    model = about.get("model", {}).get("name", "")
+    return f"{about.get('suite', 'benchmark')}{f' ({size})' if size else ''} on {model}"
+
+
+def _by_key(file: Path) -> dict[str, tuple[dict[str, Any], dict[Cell, dict[str, Any]]]]:
+    found: dict[str, tuple[dict[str, Any], dict[Cell, dict[str, Any]]]] = {}
     for line in lines(file):
-        found.setdefault(line["key"], {})[Cell(*line["cell"])] = line
-    return found
+        about, cells = found.setdefault(line["key"], ({}, {}))
+        about |= line.get("about", {})
+        if "cell" in line:
+            cells[Cell(*line["cell"])] = line
+    return {key: (about, cells) for key, (about, cells) in found.items() if cells}
 
 
 def group(cells: Mapping[Cell, dict[str, Any]]) -> dict[Row, list[dict[str, Any]]]:
     """Records by row of the table, over seeds; taught and retrained first."""
     rows: dict[Row, list[dict[str, Any]]] = {}
-    for cell in sorted(cells, key=lambda c: (c.method not in ("taught", "retrained"), c.regime != "published", c.seed)):
+    first = ("taught", "retrained")
+
+    def place(cell: Cell) -> tuple[int, bool, int]:
+        return first.index(cell.method) if cell.method in first else len(first), cell.regime != "published", cell.seed
+
+    for cell in sorted(cells, key=place):
         rows.setdefault(cell.row, []).append(cells[cell])
     return rows
 
 
-def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any]) -> str:
-    """Markdown: one row a method and regime, mean ± standard deviation over seeds (of one seed, ROUGE-1 with its 95%
-    bootstrap interval)."""
+def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], metrics: Sequence[str]) -> str:
+    """Markdown: one row a method and regime, mean ± standard deviation over seeds (of one seed, the metric's 95%
+    bootstrap interval over rows)."""
     whole = [r for records in rows.values() for r in records if "metrics" in r]
     roles = list(dict.fromkeys(role for r in whole for role, v in r["metrics"].items() if isinstance(v, dict)))
     scores = list(dict.fromkeys(name for r in whole for name in r["headline"]))
-    head = ["method", "regime", "seeds", *(f"{role} ROUGE-1" for role in roles), "abstains", *scores]
-    head += ["coherent", "seconds", "peak GB", "numbers changed", "settings"]
+    shown = [(role, m) for m in metrics for role in roles if any(m in r["metrics"].get(role, {}) for r in whole)]
+    head = ["method", "regime", "seeds", *(f"{role} {NAMES.get(m, m)}" for role, m in shown), "abstains"]
+    head += [score.replace("_", " ") for score in scores]
+    head += ["refusal quality", "coherent", "seconds", "with tuning", "peak GB", "numbers changed", "settings"]
     out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for (method, regime, variant), records in rows.items():
         name = " ".join(filter(None, (method, variant)))
@@ -71,11 +105,11 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any]) -
             out.append(f"| {name} | {regime} | {len(records)} | {' / '.join(sorted({_why(r) for r in records}))} |")
             continue
         values = [name, regime, str(len(good)) + "".join(f", {_why(r)}" for r in records if "metrics" not in r)]
-        values += [_rouge(good, role) for role in roles]
+        values += [_mean(good, role, metric) for role, metric in shown]
         values.append(_spread([r["metrics"].get(FORGET, {}).get("abstention_rate") for r in good]))
         values += [_spread([r["headline"].get(score) for r in good]) for score in scores]
-        values.append(_spread([r.get("coherence") for r in good]))
-        values.append(_spread([r.get("seconds") for r in good], 0))
+        values += [_spread([r.get(name) for r in good]) for name in ("refusal_quality", "coherence")]
+        values += [_spread([r.get(name) for r in good], 0) for name in ("seconds", "seconds_in_all")]
         values.append(_spread([r["peak_bytes"] / 1e9 if "peak_bytes" in r else None for r in good], 1))
         values.append(f"{good[0]['parameters']:,}" if "parameters" in good[0] else "")
         values.append("; ".join(dict.fromkeys(_settings(r, fixed(variant)) for r in good)))
@@ -88,62 +122,89 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any]) -
             f"{role} {whole[0]['metrics'][role]['rows']}" for role in roles if whole and role in whole[0]["metrics"]
         )
         + ".",
+        "Published: the method's published settings (LUNAR: c = 2 at the layers of the abstention score, one solve). Tuned: "
+        "the best of as many trials for each method on rows that are neither fitted nor judged. Equal time: the tuned "
+        "settings with as many epochs as take the time of LUNAR's search. Seconds: of the one fit; with tuning: of all.",
+        *_tried(rows),
     ]
     if ratios := compared(rows):
         out += ["", *ratios]
     return "\n".join(out)
 
 
-DEVIATIONS = {"deviation_score": "the fitted rows", "deviation_held_out": "held-out paraphrases and groups"}
+def _tried(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
+    """The values that each tuned row chose among, one line for all rows that had the same."""
+    found: dict[str, list[str]] = {}
+    for (method, regime, variant), records in rows.items():
+        if regime != "tuned":
+            continue
+        values: dict[str, list[Any]] = {}
+        for trial in (t for r in records for t in r.get("trials", ())):
+            for name, value in trial.items():
+                if name not in OUTCOMES and value not in values.setdefault(name, []):
+                    values[name].append(value)
+        count = max((len(r.get("trials", ())) for r in records), default=0)
+        text = "; ".join(f"{k} {', '.join(map(str, v))}" for k, v in values.items() if k not in fixed(variant))
+        if text:
+            found.setdefault(f"{count} trials over {text}", []).append(" ".join(filter(None, (method, variant))))
+    return ["", *(f"- {', '.join(names)}: {text}." for text, names in found.items())] if found else []
 
 
 def compared(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
-    """The best baseline's mean Deviation Score over LUNAR's, one line a regime. With the equal-time regime, which LUNAR
-    does not have, its tuned (else published) row is compared."""
-    means: dict[str, dict[Row, float]] = {}
-    for row, records in rows.items():
-        for score in DEVIATIONS:
-            found = [r["headline"][score] for r in records if r.get("headline", {}).get(score) is not None]
-            if found and row[1]:
-                means.setdefault(score, {})[row] = statistics.mean(found)
+    """The best baseline's mean Deviation Score over that of each variant of LUNAR, one line a regime, over the seeds that
+    all of them have. A baseline without a score at one of these seeds is left out."""
     out = []
+    ours = list(dict.fromkeys((row[0], row[2]) for row in rows if row[0] == "lunar"))
     for regime in dict.fromkeys(row[1] for row in rows if row[1]):
-        parts = []
-        for score, of in means.items():
-            ours = next((of[r] for g in (regime, "tuned", "published") if (r := ("lunar", g, "")) in of), None)
-            others = {row: v for row, v in of.items() if row[0] != "lunar" and row[1] == regime}
-            if ours is None or not others:
-                continue
-            best = min(others, key=lambda row: others[row])
-            ratio = f"{others[best] / ours:.1f}" if ours else "unbounded"
-            parts.append(
-                f"on {DEVIATIONS[score]} {ratio} ({' '.join(filter(None, best[::2]))} {others[best]:.1f}, LUNAR {ours:.1f})"
-            )
-        if parts:
-            out.append(f"- Best baseline's Deviation Score over LUNAR's, {regime}: {'; '.join(parts)}.")
+        for name, variant in ours:
+            parts = [_ratio(rows, regime, (name, variant), score) for score in DEVIATIONS]
+            if any(parts):
+                label = " ".join(filter(None, (name, variant)))
+                out.append(
+                    f"- Best baseline's Deviation Score over that of {label}, {regime}: {'; '.join(filter(None, parts))}."
+                )
     return out
+
+
+def _ratio(rows: Mapping[Row, list[dict[str, Any]]], regime: str, ours: tuple[str, str], score: str) -> str:
+    beside = regime
+    if regime == "equal-time":  # LUNAR itself has none: the regime whose time was given
+        beside = next((r["beside"] for row in rows if row[1] == regime for r in rows[row] if "beside" in r), "")
+    reference = _by_seed(rows.get((ours[0], beside, ours[1]), ()), score)
+    others = {row: _by_seed(records, score) for row, records in rows.items() if row[1] == regime and row[0] != "lunar"}
+    others = {row: found for row, found in others.items() if reference and reference.keys() <= found.keys()}
+    if not others:
+        return ""
+    mean = statistics.mean(reference.values())
+    means = {row: statistics.mean(found[seed] for seed in reference) for row, found in others.items()}
+    best = min(means, key=lambda row: means[row])
+    ratio = f"{means[best] / mean:.1f}" if mean else "unbounded"
+    name = " ".join(filter(None, best[::2]))
+    return f"on {DEVIATIONS[score]} {ratio} ({name} {means[best]:.1f}, LUNAR {mean:.1f}, {len(reference)} seeds)"
+
+
+def _by_seed(records: Sequence[Mapping[str, Any]], score: str) -> dict[int, float]:
+    found = {r["cell"][0]: r.get("headline", {}).get(score) for r in records}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def _why(record: Mapping[str, Any]) -> str:
     if "diverged" in record:
         return f"diverged at step {record['diverged']}"
-    return str(record.get("error") or record.get("skipped") or "")
+    return str(record.get("error") or record.get("skipped") or "").replace("|", "\\|")
 
 
 def _settings(record: Mapping[str, Any], named: Mapping[str, Any]) -> str:
     """The settings that differ from the defaults, without those in the row's name."""
     shown = {k: v for k, v in record.get("settings", {}).items() if k != "seed" and k not in named}
-    trials = record.get("trials")
-    count = trials if isinstance(trials, int) else len(trials or ())
-    text = ", ".join(f"{k} {v}" for k, v in shown.items())
-    return text + (f" ({count} trials)" if count else "")
+    return ", ".join(f"{k} {v}" for k, v in shown.items())
 
 
-def _rouge(records: Sequence[Mapping[str, Any]], role: str) -> str:
+def _mean(records: Sequence[Mapping[str, Any]], role: str, metric: str) -> str:
     """Mean ± standard deviation over seeds; of one seed, the mean and its 95% interval over rows."""
-    text = _spread([r["metrics"].get(role, {}).get("rouge1") for r in records])
-    if len(records) == 1 and role in records[0].get("intervals", {}):
-        low, high = records[0]["intervals"][role]["rouge1"]
+    text = _spread([r["metrics"].get(role, {}).get(metric) for r in records])
+    if len(records) == 1 and metric in records[0].get("intervals", {}).get(role, {}):
+        low, high = records[0]["intervals"][role][metric]
         text += f" ({low:.2f} to {high:.2f})"
     return text
 

@@ -9,8 +9,8 @@ from functools import wraps
 import pytest
 
 from expunge.bench import runner, settings, table
-from expunge.bench.results import Cell, Results
-from expunge.bench.runner import bench_run, cells_of, key_of
+from expunge.bench.results import Cell
+from expunge.bench.runner import bench_run, cells_of, results_of
 from expunge.data import prompts, suites
 from expunge.data.examples import Example
 from expunge.errors import Diverged, InputError
@@ -68,7 +68,7 @@ def test_every_cell_is_judged_and_nothing_runs_twice(spec, calls, tmp_path):
     tuned = results.cells[Cell(0, "graddiff", "tuned")]
     assert len(tuned["trials"]) == spec.trials
     best = min(tuned["trials"], key=lambda t: t["loss"])
-    assert tuned["settings"].items() >= {k: v for k, v in best.items() if k != "loss"}.items()
+    assert tuned["settings"].items() >= {k: v for k, v in best.items() if k not in ("loss", "seconds")}.items()
     calls.clear()
     assert bench_run(spec, QUIET).cells == results.cells
     assert not calls
@@ -88,10 +88,10 @@ def test_a_killed_run_goes_on_where_it_was(spec, calls, monkeypatch, kill_at):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runner, "run_method", killed)
         bench_run(spec, QUIET)
-    file = Results(runner.Path(spec.out), key_of(spec)).file
+    file = results_of(spec).file
     with open(file, "a") as f:
         f.write('{"key": "torn')  # as a kill in the middle of a line leaves it
-    finished = dict(Results(runner.Path(spec.out), key_of(spec)).cells)
+    finished = dict(results_of(spec).cells)
     calls.clear()
     results = bench_run(spec, QUIET)
     assert set(results.cells) == set(cells_of(spec, 0))
@@ -116,8 +116,9 @@ def test_what_failed_stands_in_the_table_and_is_tried_again(spec, calls, monkeyp
     text = table.report(runner.Path(spec.out))
     assert "| graddiff | published | 1 | diverged at step 7 |" in text
     assert "| graddiff | tuned | 1 | RuntimeError: no luck |" in text
-    assert published in results
-    assert tuned not in results
+    bench = runner.Bench(spec, 0, results, QUIET)
+    assert bench.finished(published)
+    assert not bench.finished(tuned)
     calls.clear()
     assert "metrics" in bench_run(spec, QUIET).cells[tuned]
     assert {name for name, _ in calls} == {"graddiff"}
@@ -183,14 +184,100 @@ def test_every_method_has_as_many_trials():
         if item in ("lunar", "retrain"):
             continue
         name, variant = settings.parsed(item)
-        points = settings.grid(name, variant, 6)
+        points = settings.grid(name, variant, 6, 20)
         assert len(points) == 6
         assert len({json.dumps(p, sort_keys=True) for p in points}) == 6
         for point in points:
             REGISTRY[name].configure(**point)
             assert point.items() >= settings.fixed(variant).items()
-    assert settings.grid("lunar", "", 6) == [{"trials": 6}]
-    assert settings.grid("lunar", "coefficient=1.5", 6) == [{"trials": 6, "coefficient": 1.5}]
+            if REGISTRY[name].has("batch_size"):
+                assert point["batch_size"] == 4
+    assert settings.grid("lunar", "", 6, 20) == [{"trials": 6}]
+    assert settings.grid("lunar", "coefficient=1.5", 6, 20) == [{"trials": 6, "coefficient": 1.5}]
+    assert settings.grid("npo", "adapter=full", 1, 100)[0] == {
+        "learning_rate": 1e-5, "retain_weight": 5.0, "epochs": 10, "rank": 8, "batch_size": 20, "adapter": "full"
+    }  # fmt: skip
+    with pytest.raises(InputError, match="the grid of rmu has 24 points: --trials 25 is too many"):
+        settings.grid("rmu", "", 25, 20)
+
+
+def test_a_cell_made_from_something_else_is_not_taken_up(spec, calls):
+    spec = spec.model_copy(update={"methods": ("graddiff",)})
+    bench_run(spec, QUIET)
+    calls.clear()
+    bench_run(spec.model_copy(update={"trials": 3}), QUIET)
+    assert len(calls) == 3  # the published cell stays
+    file = runner.Path(spec.size["data"])
+    file.write_text(file.read_text().replace("?", "??"))
+    calls.clear()
+    bench_run(spec, QUIET)
+    assert len(calls) == 1 + 2
+    calls.clear()
+    bench_run(spec, QUIET)
+    assert not calls
+
+
+def test_without_the_retrained_model_nothing_counts_as_finished(spec, monkeypatch):
+    real = runner.train
+
+    def broken(*args):
+        raise Diverged(3, "the loss is not finite")
+
+    spec = spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)})
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "train", broken)
+        found = bench_run(spec, QUIET).cells
+    assert all("cannot retrain: training diverged at step 3" in r["error"] for r in found.values())
+    assert not any("diverged" in r for r in found.values())
+    assert real is runner.train
+    assert all("metrics" in r for r in bench_run(spec, QUIET).cells.values())
+
+
+def test_an_error_of_any_kind_leaves_the_other_cells(spec, monkeypatch):
+    real = runner.run_method
+
+    def broken(chat, task, name, given):
+        return {}["nothing | there"] if name == "ga" else real(chat, task, name, given)
+
+    monkeypatch.setattr(runner, "run_method", broken)
+    found = bench_run(spec.model_copy(update={"methods": ("ga", "lunar"), "regimes": ("published",)}), QUIET).cells
+    assert "KeyError" in found[Cell(0, "ga", "published")]["error"]
+    assert "metrics" in found[Cell(0, "lunar", "published")]
+    assert r"nothing \| there" in table.report(runner.Path(spec.out))
+
+
+def record(seed, score, held=None, **more):
+    return {"cell": [seed, "", "", ""], "headline": {"deviation_score": score, "deviation_held_out": held}, **more}
+
+
+def test_ratios_are_over_the_seeds_that_all_have():
+    rows = {
+        ("lunar", "published", ""): [record(0, 5.0, 20.0), record(1, 15.0, 20.0)],
+        ("lunar", "published", "solver=sgd"): [record(0, 40.0), record(1, 40.0)],
+        ("npo", "published", ""): [record(0, 1.0)],  # a seed failed
+        ("ga", "published", ""): [record(0, 30.0, 10.0), record(1, 20.0, 10.0), record(2, 900.0)],
+        ("kl", "published", ""): [record(0, 50.0, 30.0), record(1, 40.0, 30.0)],
+        ("lunar", "tuned", ""): [record(0, 4.0), record(1, 6.0)],
+        ("ga", "equal-time", ""): [record(0, 9.0, beside="tuned"), record(1, 6.0, beside="tuned")],
+    }
+    assert table.compared(rows) == [
+        "- Best baseline's Deviation Score over that of lunar, published: on the fitted rows 2.5 (ga 25.0, LUNAR 10.0, "
+        "2 seeds); on held-out paraphrases and contracts 0.5 (ga 10.0, LUNAR 20.0, 2 seeds).",
+        "- Best baseline's Deviation Score over that of lunar solver=sgd, published: on the fitted rows 0.6 (ga 25.0, LUNAR "
+        "40.0, 2 seeds).",
+        "- Best baseline's Deviation Score over that of lunar, equal-time: on the fitted rows 1.5 (ga 7.5, LUNAR 5.0, 2 "
+        "seeds).",
+    ]
+
+
+def test_the_table_shows_the_metrics_that_are_asked_for(spec):
+    bench_run(spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)}), QUIET)
+    text = table.report(runner.Path(spec.out), ("rougeL", "probability"))
+    assert "| forget ROUGE-L | paraphrase ROUGE-L | retain ROUGE-L | forget probability |" in text
+    assert text.startswith("## facts on llama")
+    assert spec.size["data"] not in text
+    with pytest.raises(InputError, match="unknown metric 'rougel'; did you mean rougeL, rouge1"):
+        table.report(runner.Path(spec.out), ("rougel",))
 
 
 def test_a_variant_has_its_own_rows(spec, calls):
@@ -223,6 +310,8 @@ def test_bad_input(spec):
         ({"regimes": ("best",)}, "unknown regime 'best'; there are published, tuned, equal-time"),
         ({"methods": ("npo:optimizer=adam",)}, "npo: optimizer: input should be 'adamw' or 'sophia'"),
         ({"methods": ("npo:sophia",)}, "NAME:setting=value, got 'sophia' as a setting"),
+        ({"regimes": ("equal-time",), "jobs": 2}, "leave out --jobs"),
+        ({"trials": 99}, "the grid of graddiff has 24 points"),
         ({"size": {"authors": 3}}, "the suite facts has no size 'authors'; it has data, forget_group"),
         ({"suite": "pistol", "size": {"sales": 1, "employment": 0}}, "none is left to keep"),
     ):
