@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -221,7 +222,9 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
             exclude_modules="|".join(rf"{b.replace('.', '[.]')}[.].*" for b in chat.layout.blocks[: config.first_layer])
             or None,
         )
-        wrapped = get_peft_model(model, chosen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, nothing that a user can change
+            wrapped = get_peft_model(model, chosen)
         try:
             wrapped.train()
             yield wrapped, lambda: _lora_parts(wrapped)
