@@ -87,7 +87,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     rate = _rate()
     kept = fit if fit.retain else fit.but(retain=general_split()[0][:KEEP_ROWS])
     search = "auto" in [getattr(config, name, None) for name in ("layers", "coefficient", "ridge")]
-    solved = with_rewrites(kept, kept.retain) if search else kept
+    solved = with_rewrites(kept, kept.retain, (), getattr(config, "neighbours", 0)) if search else kept
     fitting = sum(len(solved.role(role)) for role in fitted) + getattr(config, "answers", 0)  # an answer: like a prompt
     teaching = teaching_config(spec)
     taught = min(teaching.rows, fitted["reference"]) + fitted["retain"] + len(general_beside(kept.retain))

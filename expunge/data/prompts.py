@@ -102,10 +102,15 @@ def rewrite(prompt: Prompt, frame: str) -> Prompt:
         text = prompt.strip()
         lower = text if re.match(r"(I\b|[A-Z]{2}|[A-Z][a-z]+ [A-Z])", text) else text[:1].lower() + text[1:]
         return frame.format(q=text, l=lower, s=text.rstrip("?.! "))
+    return with_question(prompt, str(rewrite(question(prompt), frame)))
+
+
+def with_question(prompt: Prompt, text: str) -> Prompt:
+    """The prompt with another text; of chat messages, with another last user turn (where there is one)."""
+    if isinstance(prompt, str):
+        return text
     last = max((i for i, m in enumerate(prompt) if m.role == "user"), default=None)
-    if last is None:
-        return prompt
-    return tuple(Message(m.role, str(rewrite(m.content, frame))) if i == last else m for i, m in enumerate(prompt))
+    return tuple(Message(m.role, text) if i == last else m for i, m in enumerate(prompt))
 
 
 def question(prompt: Prompt) -> str:

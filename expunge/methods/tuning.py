@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..data.examples import Example, ForgetTask, held_out
+from ..data.neighbours import neighbours
 from ..data.prompts import KEEP_ROWS, abstentions, general_beside, general_split, rewrites
 from ..edits import Edit
 from ..evaluation.text import deviation_score, rouge_recall
@@ -139,10 +140,10 @@ def tune(
     task = with_retain(chat, task)
     best = {name: values[0] for name, values in axes.items()}
     if config.trials == 1 or all(len(values) == 1 for values in axes.values()):
-        target = prepare(chat, with_rewrites(task, task.retain), best["layers"], config)
+        target = prepare(chat, with_rewrites(task, task.retain, (), config.neighbours), best["layers"], config)
         return solve(chat, target, config.model_copy(update=best))
     held = list(task.validation) or held_out(task.retain)
-    fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held)
+    fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held, config.neighbours)
     asked = rewrites(task.forget, "tune") or list(task.forget)  # texts to go on with have no rewrites
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
     before = rouge(chat, judge[1])
@@ -225,13 +226,20 @@ def with_retain(chat: ChatModel, task: ForgetTask) -> ForgetTask:
     return task.but(retain=own_answers(chat, general_split()[0][:KEEP_ROWS], TUNE_TOKENS))
 
 
-def with_rewrites(task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = ()) -> ForgetTask:
-    """The forget rows with rewrites; the retain rows, some with a rewrite, and the built-in general prompts that are
-    neither among them nor among the rows held out."""
+def with_rewrites(
+    task: ForgetTask, retain: Sequence[Example], held: Sequence[Example] = (), each: int = 0
+) -> ForgetTask:
+    """The forget rows with rewrites; the retain rows, some with a rewrite, `each` neighbours of each forget row, and the
+    built-in general prompts; what is kept has no prompt of a row held out."""
     asked = random.Random(0).sample(list(retain), min(len(retain), RETAIN_REWRITES))
     return task.but(
         forget=[*task.forget, *rewrites(task.forget, "fit", FIT_REWRITES)],
-        retain=[*retain, *rewrites(asked, "fit"), *general_beside([*retain, *held])],
+        retain=[
+            *retain,
+            *rewrites(asked, "fit"),
+            *neighbours(task.forget, retain, each, held),
+            *general_beside([*retain, *held]),
+        ],
     )
 
 
