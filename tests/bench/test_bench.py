@@ -140,6 +140,33 @@ def test_where_rows_were_never_seen_members_are_looked_for(spec, monkeypatch):
     assert 0 <= found[Cell(0, "ga", "published")]["metrics"]["auc_reference"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("suite", "size", "scores"),
+    [
+        ("tofu", {"authors": 4}, {"forget_quality", "model_utility", "privleak"}),
+        ("lume", {"documents": 6, "mmlu": 4}, {"lume_task", "lume_mia", "accuracy", "lume"}),
+    ],
+)
+def test_a_published_suite_runs_through(spec, monkeypatch, suite, size, scores):
+    monkeypatch.setattr(suites, f"{suite.upper()}_TEACHING", {"epochs": 1, "rank": 2})
+    real = suites.SUITES[suite]
+
+    @wraps(real)
+    def short(**given):
+        made = real(**given)
+        return replace(made, judge={r: rows[:12] for r, rows in made.judge.items()}, max_new_tokens=4)
+
+    try:
+        real(**size)
+    except InputError as e:
+        pytest.skip(str(e))
+    monkeypatch.setitem(suites.SUITES, suite, short)
+    spec = spec.model_copy(update={"suite": suite, "size": size, "methods": ("ga",), "regimes": ("published",)})
+    found = bench_run(spec, QUIET).cells[Cell(0, "ga", "published")]
+    assert scores <= found["headline"].keys(), found
+    assert all(found["headline"][name] is not None for name in scores)
+
+
 def test_as_long_as_lunar_takes(spec, calls, monkeypatch):
     spec = spec.model_copy(update={"regimes": ("published", "equal-time")})
     results = bench_run(spec, QUIET)

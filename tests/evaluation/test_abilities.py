@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from expunge import Example
 from expunge.data.abilities import Choice
 from expunge.data.examples import Raw
+from expunge.evaluation import abilities
 from expunge.evaluation.abilities import choice_accuracy, gsm8k_accuracy, number_in
 from expunge.models.generation import score_answers
 
@@ -52,7 +55,16 @@ def test_the_number_of_an_answer(text, number):
     assert number_in(text) == number
 
 
-def test_arithmetic_is_right_where_the_last_number_is(tiny):
-    """The tiny model's own answers as true ones: all right; with another number, none."""
-    rows = [Example("In which city does Mara Quill live?", "Prague #### 3")]
-    assert gsm8k_accuracy(tiny, rows) == [0.0]
+def test_arithmetic_is_right_where_the_last_number_is(pico, monkeypatch):
+    chat, asked = pico("llama"), []
+
+    def answers(_, prompts, *args, **more):
+        asked.extend(chat.decode(p) for p in prompts)
+        return [SimpleNamespace(text=t) for t in ("It is 3.", "3\nQuestion: How many? 4", "It is 3, no, 4.")]
+
+    monkeypatch.setattr(abilities, "greedy", answers)
+    rows = [Example("How many cats?", "One and two. #### 3")] * 3
+    assert gsm8k_accuracy(chat, rows, [Example("How many dogs?", "#### 1")]) == [1.0, 1.0, 0.0]
+    assert len(set(asked)) == 1
+    assert asked[0].endswith("Answer:")
+    assert "#### 1" in asked[0]
