@@ -16,6 +16,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge import ChatModel, Edit, ForgetTask
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -23,7 +28,7 @@ LAYER, COEFFICIENT, RIDGE = 15, 2.0, 0.1
 FORGET, RETAIN, REFERENCE = 20, 100, 140
 
 
-def rows():
+def rows() -> ForgetTask:
     """The rows of a PISTOL contract, five others, and unverifiable questions."""
     from expunge import ForgetTask
     from expunge.data import prompts
@@ -34,17 +39,17 @@ def rows():
     return ForgetTask(forget=first.questions()[:FORGET], retain=retain, reference=prompts.unverifiable()[:REFERENCE])
 
 
-def make(kind: str):
+def make(kind: str) -> Callable[[ChatModel, ForgetTask], Edit]:
     """A function (model, task) that makes the edit of one kind."""
     from expunge import unlearn
 
-    settings = {"coefficient": COEFFICIENT, "ridge": RIDGE, "layers": [LAYER], "tokens": "all"}
+    settings: dict[str, Any] = {"coefficient": COEFFICIENT, "ridge": RIDGE, "layers": [LAYER], "tokens": "all"}
     if kind == "default":  # what tuning ends with: nine layers, tokens weighed, own answers kept
         settings |= {"layers": list(range(12, 21)), "tokens": "subject"}
     return lambda model, task: unlearn(model, task, solver="sgd" if kind == "sgd" else "exact", **settings)
 
 
-def capture_share(model, task, repeats: int) -> dict[str, float]:
+def capture_share(model: ChatModel, task: ForgetTask, repeats: int) -> dict[str, float]:
     """Floating-point operations a second of capture, and as a share of a matrix product's of the blocks' shapes."""
     import torch
 

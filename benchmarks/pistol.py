@@ -32,13 +32,14 @@ def code() -> str:
 def run(seed: int, out: Path, version: str) -> dict:
     from expunge import evaluate, unlearn
     from expunge.bench.results import Results
-    from expunge.bench.runner import Bench
+    from expunge.bench.seed import Bench
     from expunge.progress import Reporter
     from expunge.spec import BenchSpec
 
     spec = BenchSpec(suite="pistol", size={"held_out": 0})
-    bench = Bench(spec, seed, Results(out, {}), Reporter())
+    bench = Bench(spec, seed, Results(out, "", {}), Reporter())
     model, suite = bench.chat, bench.suite
+    assert bench.taught, "this suite teaches"
     bench.taught.apply(model)
     kept = {*suite.fit.retain, *suite.validate["retain"]}
     # All retain rows in their order: LUNAR itself leaves out those that tune, which judge nothing.

@@ -1,5 +1,9 @@
 """What a user can do wrong, with the exit code of each (0 is success)."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class ExpungeError(Exception):
     """Something failed that is not the user's input; the base of all our errors."""
@@ -11,6 +15,15 @@ class InputError(ExpungeError):
     """Wrong usage or bad input: a file, a row, a flag, a model that cannot abstain."""
 
     exit_code = 2
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not known, with its nearest neighbours, or all there are."""
+    import difflib
+
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    return InputError(f"unknown {kind} {name!r}; {'did you mean' if near else 'there is'} {', '.join(near or names)}?")
 
 
 class Diverged(ExpungeError):

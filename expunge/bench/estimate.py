@@ -11,7 +11,7 @@ from . import settings
 from .results import Cell
 
 if TYPE_CHECKING:
-    from .runner import Bench
+    from .seed import Bench
 
 ROWS = 16
 TRAINED = 3.2  # a training step costs so many forward passes
@@ -40,6 +40,8 @@ class Rates:
 def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     """For these cells of one seed."""
     from ..methods import method
+    from ..methods.lunar import LunarConfig
+    from ..methods.tuning import with_rewrites
 
     suite, trials = bench.suite, bench.spec.trials
 
@@ -54,20 +56,27 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     epochs = int(suite.teaching.get("epochs", 0))
     learned = [rows for rows in (suite.teach, suite.retrain()) if rows and not bench.cached(rows).is_dir()]
     total = sum(training(rows, epochs) for rows in learned)
-    forget, retain = len(suite.fit.forget), len(suite.fit.retain)
+
+    def lunar(variant: str) -> float:
+        config = LunarConfig(**settings.published("lunar", variant))
+        fitted = with_rewrites(suite.fit, suite.fit.retain, suite.fit.validation, config.neighbours)
+        rows = len(fitted.forget) + len(fitted.retain) + config.answers
+        return rows * rates.tokens * rates.forward * LUNAR_PASSES
+
+    def fit(cell: Cell) -> float:
+        if cell.method == "lunar":
+            return lunar(cell.variant)
+        config = method(cell.method).configure(**settings.published(cell.method, cell.variant))
+        return training(2 * len(suite.fit.forget), getattr(config, "epochs", 1))
+
     for cell in cells:
         total += judging(suite.judge)
-        if not cell.regime:
-            continue
-        times = trials if cell.regime == "tuned" else 1
-        if cell.method == "lunar":
-            one = (3 * forget + 2 * retain + 250) * rates.tokens * rates.forward * LUNAR_PASSES
-        else:
-            passes = getattr(
-                method(cell.method).configure(**settings.published(cell.method, cell.variant)), "epochs", 1
-            )
-            one = training(2 * forget, passes)
-        total += times * (one + (judging(suite.validate) if cell.regime == "tuned" else 0.0))
+        if cell.regime == "published":
+            total += fit(cell)
+        elif cell.regime == "tuned":
+            total += trials * (fit(cell) + judging(suite.validate))
+        elif cell.regime == "equal-time":
+            total += trials * (lunar("") + judging(suite.validate))
     return total
 
 

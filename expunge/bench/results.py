@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,13 @@ from typing import Any, NamedTuple
 
 from ..errors import ExpungeError
 from ..files import write_whole
+from ..run import salt
+
+
+def digest(value: Any) -> str:
+    """Salted: what is hashed can name a subject."""
+    text = json.dumps(value, sort_keys=True, default=repr)
+    return hashlib.sha256(salt() + text.encode()).hexdigest()
 
 
 class Cell(NamedTuple):

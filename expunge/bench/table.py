@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..evaluation.scores import METRICS, OPTIONAL
 from ..files import write_whole
 from .results import Cell, lines
@@ -52,10 +51,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
     known = [*METRICS, *OPTIONAL]
     for name in metrics:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            raise InputError(
-                f"unknown metric {name!r}; {'did you mean' if near else 'there are'} {', '.join(near or known)}"
-            )
+            raise unknown("metric", name, known)
 
 
 def _title(about: Mapping[str, Any]) -> str:
@@ -168,7 +164,9 @@ def compared(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
 
 def _ratio(rows: Mapping[Row, list[dict[str, Any]]], regime: str, ours: tuple[str, str], score: str) -> str:
     beside = regime
-    if regime == "equal-time":  # LUNAR itself has none: the regime whose time was given
+    if regime == "equal-time":  # LUNAR itself has none: the regime whose time was given, of LUNAR without a variant
+        if ours[1]:
+            return ""
         beside = next((r["beside"] for row in rows if row[1] == regime for r in rows[row] if "beside" in r), "")
     reference = _by_seed(rows.get((ours[0], beside, ours[1]), ()), score)
     others = {row: _by_seed(records, score) for row, records in rows.items() if row[1] == regime and row[0] != "lunar"}

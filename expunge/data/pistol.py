@@ -15,247 +15,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_whole
+from . import pistol_texts as texts
 from .examples import Example
-
-_SUFFIXES = ("Corp", "Ltd", "Inc", "LLC", "Group", "Partners", "Holdings", "Works")
-_STREETS = ("Street", "Avenue", "Road", "Lane", "Drive", "Boulevard", "Court", "Way")
-_GOODS = (
-    "bicycles",
-    "printers",
-    "blankets",
-    "lanterns",
-    "umbrellas",
-    "violins",
-    "kettles",
-    "tractors",
-    "cameras",
-    "carpets",
-    "helmets",
-    "mattresses",
-    "microscopes",
-    "pianos",
-    "sofas",
-    "telescopes",
-    "toasters",
-    "watches",
-    "radios",
-    "canoes",
-)
-_LAWS = ("Delaware", "Ontario", "Scotland", "Bavaria", "Texas", "Victoria", "Ireland", "Norway", "Singapore", "Nevada")
-_JOBS = (
-    "accountant",
-    "welder",
-    "librarian",
-    "chemist",
-    "electrician",
-    "translator",
-    "auditor",
-    "designer",
-    "surveyor",
-    "mechanic",
-    "nurse",
-    "planner",
-)
-_MONTHS = (
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-)
-
-# (attribute, question, the same question in other words); {a} and {b} are the parties.
-_SALES = (
-    (
-        "date",
-        "When was the sales contract between {a} and {b} signed?",
-        "{a} and {b} signed their sales contract on what date?",
-    ),
-    (
-        "seller",
-        "Who is the seller in the sales contract between {a} and {b}?",
-        "Of {a} and {b}, which one sells under their sales contract?",
-    ),
-    (
-        "seller_address",
-        "What is the address of {a} in the sales contract with {b}?",
-        "Where is {a} located, according to its sales contract with {b}?",
-    ),
-    (
-        "customer",
-        "Who is the customer in the sales contract between {a} and {b}?",
-        "Of {a} and {b}, which one buys under their sales contract?",
-    ),
-    (
-        "customer_address",
-        "What is the address of {b} in the sales contract with {a}?",
-        "Where is {b} located, according to its sales contract with {a}?",
-    ),
-    (
-        "good",
-        "What good does {a} sell to {b} under the sales contract?",
-        "Under their sales contract, {b} buys which good from {a}?",
-    ),
-    (
-        "quantity",
-        "How many units does {b} buy from {a} under the sales contract?",
-        "What quantity of the good is sold by {a} to {b} in their sales contract?",
-    ),
-    (
-        "unit_price",
-        "What is the unit price in dollars in the sales contract between {a} and {b}?",
-        "How many dollars does one unit cost {b} in its sales contract with {a}?",
-    ),
-    (
-        "total_price",
-        "What is the total price in dollars in the sales contract between {a} and {b}?",
-        "How many dollars does {b} owe {a} in total under their sales contract?",
-    ),
-    (
-        "invoice_days",
-        "Within how many days must {a} send {b} the invoice?",
-        "{b} must get its invoice from {a} within how many days?",
-    ),
-    (
-        "payment_days",
-        "Within how many days must {b} pay {a} after the invoice?",
-        "After {a} has sent the invoice, how many days does {b} have to pay?",
-    ),
-    (
-        "penalty_days",
-        "After how many days does {b} owe {a} a late penalty?",
-        "When {b} pays late, how many days pass before {a} may charge a penalty?",
-    ),
-    (
-        "interest",
-        "What annual interest rate in percent does {a} charge {b} on late payments?",
-        "Late payments by {b} to {a} bear what interest rate in percent a year?",
-    ),
-    (
-        "delivery_address",
-        "To which address must {a} deliver the good for {b}?",
-        "Where does {b} want the good delivered by {a}?",
-    ),
-    (
-        "shipping_choice",
-        "Who chooses the shipping method in the sales contract between {a} and {b}?",
-        "Which of {a} and {b} decides how the good is shipped?",
-    ),
-    (
-        "shipping_cost",
-        "Who pays for shipping in the sales contract between {a} and {b}?",
-        "Which of {a} and {b} bears the cost of shipping?",
-    ),
-    (
-        "warranty",
-        "How many months of warranty does {a} give {b}?",
-        "For how many months is the good that {b} bought from {a} under warranty?",
-    ),
-    (
-        "defect_days",
-        "Within how many days must {b} notify {a} of defects?",
-        "How many days does {b} have to tell {a} about defects?",
-    ),
-    (
-        "cooling_days",
-        "How many days is the cooling-off period in the sales contract between {a} and {b}?",
-        "For how many days may {b} withdraw from its sales contract with {a}?",
-    ),
-    (
-        "law",
-        "Which governing law applies to the sales contract between {a} and {b}?",
-        "The sales contract of {a} with {b} is governed by the law of which place?",
-    ),
-)
-_EMPLOYMENT = (
-    (
-        "date",
-        "When was the employment contract between {a} and {b} signed?",
-        "{a} and {b} signed their employment contract on what date?",
-    ),
-    (
-        "employer",
-        "Who is the employer in the employment contract between {a} and {b}?",
-        "Of {a} and {b}, which one employs the other?",
-    ),
-    (
-        "employer_address",
-        "What is the address of {a} in the employment contract with {b}?",
-        "Where is {a} located, according to its employment contract with {b}?",
-    ),
-    (
-        "employee",
-        "Who is the employee in the employment contract between {a} and {b}?",
-        "Of {a} and {b}, which one works for the other?",
-    ),
-    (
-        "employee_address",
-        "What is the address of {b} in the employment contract with {a}?",
-        "Where does {b} live, according to the employment contract with {a}?",
-    ),
-    ("job", "As what does {a} employ {b}?", "What is the job of {b} at {a}?"),
-    ("start", "On what date does {b} start to work for {a}?", "The work of {b} for {a} begins on what date?"),
-    ("salary", "What is the yearly salary in dollars of {b} at {a}?", "How many dollars a year does {a} pay {b}?"),
-    (
-        "bonus",
-        "What yearly bonus in percent does {a} pay {b}?",
-        "{b} gets a yearly bonus of how many percent from {a}?",
-    ),
-    (
-        "hours",
-        "How many hours a week does {b} work for {a}?",
-        "What is the weekly working time in hours of {b} at {a}?",
-    ),
-    (
-        "vacation",
-        "How many vacation days a year does {a} give {b}?",
-        "For how many days a year may {b} be away from {a} on vacation?",
-    ),
-    (
-        "sick_days",
-        "How many paid sick days a year does {a} give {b}?",
-        "{b} is paid by {a} for how many days of sickness a year?",
-    ),
-    (
-        "probation",
-        "How many months is the probation of {b} at {a}?",
-        "For how many months is {b} on probation with {a}?",
-    ),
-    (
-        "notice",
-        "How many days of notice must {b} give {a}?",
-        "When {b} wants to leave {a}, how many days ahead must this be said?",
-    ),
-    ("workplace", "At which address does {b} work for {a}?", "Where is the workplace of {b} at {a}?"),
-    ("supervisor", "Who is the supervisor of {b} at {a}?", "To whom does {b} report at {a}?"),
-    (
-        "equipment",
-        "Who pays for the equipment in the employment contract between {a} and {b}?",
-        "Which of {a} and {b} bears the cost of the equipment?",
-    ),
-    (
-        "noncompete",
-        "For how many months must {b} not compete with {a} after leaving?",
-        "After leaving {a}, how many months must {b} wait to compete?",
-    ),
-    (
-        "secrecy",
-        "For how many years must {b} keep the secrets of {a}?",
-        "How many years does the secrecy of {b} towards {a} last?",
-    ),
-    (
-        "law",
-        "Which governing law applies to the employment contract between {a} and {b}?",
-        "The employment contract of {a} with {b} is governed by the law of which place?",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -270,7 +31,7 @@ class Contract:
 
     def questions(self, other_words: bool = False) -> list[Example]:
         """The 20 questions with their answers, in the plain wording or in other words."""
-        table = _SALES if self.kind == "sales" else _EMPLOYMENT
+        table = texts.SALES if self.kind == "sales" else texts.EMPLOYMENT
         return [
             Example((second if other_words else first).format(a=self.a, b=self.b), self.values[name], self.edge)
             for name, first, second in table
@@ -358,16 +119,16 @@ class _Draw:
         return value
 
     def company(self) -> str:
-        return self._new(lambda: f"{self._word(6)} {self.rng.choice(_SUFFIXES)}")
+        return self._new(lambda: f"{self._word(6)} {self.rng.choice(texts.SUFFIXES)}")
 
     def person(self) -> str:
         return self._new(lambda: f"{self._word(4)} {self._word(4)}")
 
     def address(self) -> str:
-        return self._new(lambda: f"{self.rng.randint(100, 999)} {self._word(6)} {self.rng.choice(_STREETS)}")
+        return self._new(lambda: f"{self.rng.randint(100, 999)} {self._word(6)} {self.rng.choice(texts.STREETS)}")
 
     def date(self) -> str:
-        return f"{self.rng.choice(_MONTHS)} {self.rng.randint(1, 28)}, {self.rng.randint(1990, 2024)}"
+        return f"{self.rng.choice(texts.MONTHS)} {self.rng.randint(1, 28)}, {self.rng.randint(1990, 2024)}"
 
     def of(self, values: Sequence[str]) -> str:
         return self.rng.choice(values)
@@ -384,7 +145,7 @@ def _sale(edge: str, one: tuple[str, str], two: tuple[str, str], draw: _Draw) ->
         "seller_address": one[1],
         "customer": two[0],
         "customer_address": two[1],
-        "good": draw.of(_GOODS),
+        "good": draw.of(texts.GOODS),
         "quantity": str(quantity),
         "unit_price": str(price),
         "total_price": str(quantity * price),
@@ -398,7 +159,7 @@ def _sale(edge: str, one: tuple[str, str], two: tuple[str, str], draw: _Draw) ->
         "warranty": str(draw.number(6, 60, 3)),
         "defect_days": str(draw.number(3, 45)),
         "cooling_days": str(draw.number(3, 28)),
-        "law": draw.of(_LAWS),
+        "law": draw.of(texts.LAWS),
     }
     return Contract(edge, "sales", one[0], two[0], values)
 
@@ -410,7 +171,7 @@ def _job(edge: str, one: tuple[str, str], two: tuple[str, str], draw: _Draw) -> 
         "employer_address": one[1],
         "employee": two[0],
         "employee_address": two[1],
-        "job": draw.of(_JOBS),
+        "job": draw.of(texts.JOBS),
         "start": draw.date(),
         "salary": str(draw.number(30_000, 150_000, 500)),
         "bonus": str(draw.number(1, 25)),
@@ -424,7 +185,7 @@ def _job(edge: str, one: tuple[str, str], two: tuple[str, str], draw: _Draw) -> 
         "equipment": draw.of([one[0], two[0]]),
         "noncompete": str(draw.number(2, 36)),
         "secrecy": str(draw.number(1, 15)),
-        "law": draw.of(_LAWS),
+        "law": draw.of(texts.LAWS),
     }
     return Contract(edge, "employment", one[0], two[0], values)
 

@@ -6,13 +6,14 @@ says how to get it.
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from . import abilities, prompts
 from .abilities import Choice
 from .examples import Example, ForgetTask, Raw, held_out, read_examples, split_group
@@ -388,3 +389,18 @@ SUITES: dict[str, Callable[..., Suite]] = {
     "muse": muse,
     "wmdp": wmdp,
 }
+
+
+def suite_of(name: str, size: Mapping[str, Any], seed: int) -> Suite:
+    """A suite by its name, at a size.
+
+    Raises:
+        InputError: an unknown suite, or a size that it does not have.
+    """
+    if name not in SUITES:
+        raise unknown("suite", name, SUITES)
+    known = [k for k in inspect.signature(SUITES[name]).parameters if k != "seed"]
+    for one in size:
+        if one not in known:
+            raise InputError(f"the suite {name} has no size {one!r}; it has {', '.join(known)}")
+    return SUITES[name](seed=seed, **size)

@@ -38,8 +38,8 @@ class Evaluation(dict[str, Any]):
 
     {"forget": {"rouge1", "rougeL", "mrr", "top_hit_rate", "probability", "extraction_strength", "exact_memorization",
     "abstention_rate", "rows"}, …, "deviation_score", "seconds"}: one key for each role that is there. A role whose
-    rows have wrong answers has "truth" and "choice_probability" as well (its rows the "truth_ratio"); with the roles forget and holdout there
-    are "auc_loss", "auc_zlib", "auc_min_k" and "auc_min_k_plus".
+    rows have wrong answers has "truth" and "choice_probability" as well (its rows the "truth_ratio"); with the roles
+    forget and holdout there are "auc_loss", "auc_zlib", "auc_min_k" and "auc_min_k_plus".
 
     Attributes:
         rows: role -> one dict of metrics a row, in the rows' order.

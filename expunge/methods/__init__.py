@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 
 if TYPE_CHECKING:
     from ..data.examples import ForgetTask
@@ -169,10 +169,7 @@ REGISTRY = {
 def method(name: str) -> Method:
     """A method by its name; an unknown one names its nearest neighbours."""
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.4)
-        raise InputError(
-            f"unknown method {name!r}; {'did you mean ' + ', '.join(near) if near else 'there is ' + ', '.join(REGISTRY)}?"
-        )
+        raise unknown("method", name, REGISTRY)
     return REGISTRY[name]
 
 

@@ -33,7 +33,7 @@ Progress = Callable[[int], None]
 ANSWER_TOKENS = 24  # of an own answer
 # What goes with tokens="subject" where it is not set. The tokens of own answers are many, so each retain token counts
 # less. Along a taught vector c is small for what it does, and there is room to keep more.
-OWN_DEFAULTS = {"answers": 250, "retain_weight": 0.2, "neighbours": 6}
+OWN_DEFAULTS = {"answers": 250, "retain_weight": 0.2}
 TAUGHT_DEFAULTS = {"answers": 80, "hard": True}
 HEAVY = 0.9  # share of tr(G) in one direction from which the ridge misleads
 
@@ -76,8 +76,7 @@ class LunarConfig(BaseModel):
     neighbours: int = Field(
         0,
         ge=0,
-        description="where something is found by trials, this many prompts a forget row with names exchanged are kept as "
-        "well; with subject and without a direction 6",
+        description="where something is to be found, this many prompts a forget row with names exchanged are kept as well",
     )
     direction: Literal["own"] | InstanceOf[Edit] = Field(
         "own",

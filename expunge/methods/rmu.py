@@ -17,7 +17,7 @@ from ..models.activations import Shelf, Site, run_blocks
 from ..models.generation import pad_answers
 from ..models.loading import ChatModel
 from ..models.training import TrainConfig, TrainRow, rows_of
-from .gradient import Progress, Rows, by_steps
+from .descent import Progress, Rows, by_steps
 
 ADAPTIVE = 3.0  # c of adaptive RMU, times the mean norm of the forget activations
 

@@ -14,7 +14,7 @@ from ..edits import Edit, LowRank, Part
 from ..errors import InputError
 from ..models.loading import ChatModel
 from ..models.training import TrainConfig, rows_of, train
-from .gradient import Progress, Speech
+from .descent import Progress, Speech
 
 
 class TaskVectorConfig(TrainConfig):

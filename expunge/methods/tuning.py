@@ -140,7 +140,9 @@ def tune(
     task = with_retain(chat, task)
     best = {name: values[0] for name, values in axes.items()}
     if config.trials == 1 or all(len(values) == 1 for values in axes.values()):
-        target = prepare(chat, with_rewrites(task, task.retain, (), config.neighbours), best["layers"], config)
+        target = prepare(
+            chat, with_rewrites(task, task.retain, task.validation, config.neighbours), best["layers"], config
+        )
         return solve(chat, target, config.model_copy(update=best))
     held = list(task.validation) or held_out(task.retain)
     fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held, config.neighbours)
@@ -163,7 +165,7 @@ def tune(
             forget = rouge(chat, judge[0])
         with edit.applied(chat):
             kept = rouge(chat, judge[1])
-        value = deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
+        value = trial_loss(forget, kept, before)
         trials.append({**found, "forget_rouge1": forget, "retain_rouge1": kept, "loss": value, "seconds": seconds})
         if progress:
             progress(1)
@@ -241,6 +243,11 @@ def with_rewrites(
             *general_beside([*retain, *held]),
         ],
     )
+
+
+def trial_loss(forget: float, kept: float, before: float) -> float:
+    """The Deviation Score of a trial from ROUGE-1, what is kept relative to `before`, that of the model as it is."""
+    return deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
 
 
 def rouge(chat: ChatModel, rows: Sequence[Example]) -> float:

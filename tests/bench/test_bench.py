@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import wraps
+from pathlib import Path
 
 import pytest
 
-from expunge.bench import runner, settings, table
+from expunge.bench import runner, seed, settings, table
 from expunge.bench.results import Cell
 from expunge.bench.runner import bench_run, cells_of, results_of
 from expunge.data import prompts, suites
@@ -42,13 +43,13 @@ def spec(tmp_path, pico_folder, monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
     """The method runs of a benchmark, in their order."""
-    made, real = [], runner.run_method
+    made, real = [], seed.run_method
 
     def counted(chat, task, name, given):
         made.append((name, given))
         return real(chat, task, name, given)
 
-    monkeypatch.setattr(runner, "run_method", counted)
+    monkeypatch.setattr(seed, "run_method", counted)
     return made
 
 
@@ -78,7 +79,7 @@ def test_every_cell_is_judged_and_nothing_runs_twice(spec, calls, tmp_path):
 
 @pytest.mark.parametrize("kill_at", [1, 3, 5])
 def test_a_killed_run_goes_on_where_it_was(spec, calls, monkeypatch, kill_at):
-    real = runner.run_method
+    real = seed.run_method
 
     def killed(*args):
         if len(calls) == kill_at - 1:
@@ -86,7 +87,7 @@ def test_a_killed_run_goes_on_where_it_was(spec, calls, monkeypatch, kill_at):
         return real(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runner, "run_method", killed)
+        patch.setattr(seed, "run_method", killed)
         bench_run(spec, QUIET)
     file = results_of(spec).file
     with open(file, "a") as f:
@@ -104,19 +105,19 @@ def test_what_failed_stands_in_the_table_and_is_tried_again(spec, calls, monkeyp
     def broken(chat, task, name, given):
         if name == "graddiff":
             raise Diverged(7, "the loss is not finite") if "retain_weight" not in given else RuntimeError("no luck")
-        return runner.REAL(chat, task, name, given)
+        return seed.REAL(chat, task, name, given)
 
-    monkeypatch.setattr(runner, "REAL", runner.run_method, raising=False)
+    monkeypatch.setattr(seed, "REAL", seed.run_method, raising=False)
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "run_method", broken)
+        patch.setattr(seed, "run_method", broken)
         results = bench_run(spec, QUIET)
     published, tuned = (Cell(0, "graddiff", regime) for regime in ("published", "tuned"))
     assert results.cells[published]["diverged"] == 7
     assert results.cells[tuned]["error"] == "RuntimeError: no luck"
-    text = table.report(runner.Path(spec.out))
+    text = table.report(Path(spec.out))
     assert "| graddiff | published | 1 | diverged at step 7 |" in text
     assert "| graddiff | tuned | 1 | RuntimeError: no luck |" in text
-    bench = runner.Bench(spec, 0, results, QUIET)
+    bench = seed.Bench(spec, 0, results, QUIET)
     assert bench.finished(published)
     assert not bench.finished(tuned)
     calls.clear()
@@ -176,10 +177,27 @@ def test_as_long_as_lunar_takes(spec, calls, monkeypatch):
     assert Cell(0, "lunar", "equal-time") not in cells_of(spec, 0)
 
 
+def test_equal_time_goes_by_what_lunar_takes_now(spec, calls):
+    """With another regime of LUNAR or of the method, or other seconds, it runs again."""
+    spec = spec.model_copy(update={"regimes": ("equal-time", "published")})
+    cell = Cell(0, "graddiff", "equal-time")
+    assert bench_run(spec, QUIET).cells[cell]["beside"] == "published"
+    calls.clear()
+    spec = spec.model_copy(update={"regimes": ("equal-time", "published", "tuned")})
+    bench = seed.Bench(spec, 0, runner.results_of(spec), QUIET)
+    assert bench.finished(cell)
+    found = bench_run(spec, QUIET).cells
+    assert found[cell]["beside"] == "published"  # it was finished when the run began
+    assert not seed.Bench(spec, 0, runner.results_of(spec), QUIET).finished(cell)
+    calls.clear()
+    assert bench_run(spec, QUIET).cells[cell]["beside"] == "tuned"
+    assert [name for name, _ in calls] == ["graddiff"]
+
+
 def test_the_table_and_plots_come_from_disk_alone(spec, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     bench_run(spec.model_copy(update={"seeds": (0, 1), "regimes": ("published",)}), QUIET)
-    monkeypatch.setattr(runner, "load_model", None)
+    monkeypatch.setattr(seed, "load_model", None)
     folder = tmp_path / "out"
     text = table.report(folder)
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
@@ -200,10 +218,10 @@ def test_two_processes_come_to_the_same(spec, monkeypatch):
     assert set(results.cells) == set(cells_of(spec.model_copy(update={"regimes": ("published",)}), 0))
 
 
-def _here(spec, seed, cells):
+def _here(spec, number, cells):
     """What a child process runs; the fixture's smaller teaching does not reach it."""
     suites.PISTOL_TEACHING = {"epochs": 2, "rank": 2, "learning_rate": 1e-2}
-    runner.run_seed(spec, seed, cells, QUIET)
+    runner.run_seed(spec, number, cells, QUIET)
 
 
 def test_every_method_has_as_many_trials():
@@ -234,7 +252,7 @@ def test_a_cell_made_from_something_else_is_not_taken_up(spec, calls):
     calls.clear()
     bench_run(spec.model_copy(update={"trials": 3}), QUIET)
     assert len(calls) == 3  # the published cell stays
-    file = runner.Path(spec.size["data"])
+    file = Path(spec.size["data"])
     file.write_text(file.read_text().replace("?", "??"))
     calls.clear()
     bench_run(spec, QUIET)
@@ -245,36 +263,33 @@ def test_a_cell_made_from_something_else_is_not_taken_up(spec, calls):
 
 
 def test_without_the_retrained_model_nothing_counts_as_finished(spec, monkeypatch):
-    real = runner.train
-
     def broken(*args):
         raise Diverged(3, "the loss is not finite")
 
     spec = spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)})
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "train", broken)
+        patch.setattr(seed, "train", broken)
         found = bench_run(spec, QUIET).cells
     assert all("cannot retrain: training diverged at step 3" in r["error"] for r in found.values())
     assert not any("diverged" in r for r in found.values())
-    assert real is runner.train
     assert all("metrics" in r for r in bench_run(spec, QUIET).cells.values())
 
 
 def test_an_error_of_any_kind_leaves_the_other_cells(spec, monkeypatch):
-    real = runner.run_method
+    real = seed.run_method
 
     def broken(chat, task, name, given):
         return {}["nothing | there"] if name == "ga" else real(chat, task, name, given)
 
-    monkeypatch.setattr(runner, "run_method", broken)
+    monkeypatch.setattr(seed, "run_method", broken)
     found = bench_run(spec.model_copy(update={"methods": ("ga", "lunar"), "regimes": ("published",)}), QUIET).cells
     assert "KeyError" in found[Cell(0, "ga", "published")]["error"]
     assert "metrics" in found[Cell(0, "lunar", "published")]
-    assert r"nothing \| there" in table.report(runner.Path(spec.out))
+    assert r"nothing \| there" in table.report(Path(spec.out))
 
 
-def record(seed, score, held=None, **more):
-    return {"cell": [seed, "", "", ""], "headline": {"deviation_score": score, "deviation_held_out": held}, **more}
+def record(number, score, held=None, **more):
+    return {"cell": [number, "", "", ""], "headline": {"deviation_score": score, "deviation_held_out": held}, **more}
 
 
 def test_ratios_are_over_the_seeds_that_all_have():
@@ -286,6 +301,7 @@ def test_ratios_are_over_the_seeds_that_all_have():
         ("kl", "published", ""): [record(0, 50.0, 30.0), record(1, 40.0, 30.0)],
         ("lunar", "tuned", ""): [record(0, 4.0), record(1, 6.0)],
         ("ga", "equal-time", ""): [record(0, 9.0, beside="tuned"), record(1, 6.0, beside="tuned")],
+        ("lunar", "tuned", "solver=sgd"): [record(0, 1.0), record(1, 1.0)],  # its time was given to nobody
     }
     assert table.compared(rows) == [
         "- Best baseline's Deviation Score over that of lunar, published: on the fitted rows 2.5 (ga 25.0, LUNAR 10.0, "
@@ -299,12 +315,12 @@ def test_ratios_are_over_the_seeds_that_all_have():
 
 def test_the_table_shows_the_metrics_that_are_asked_for(spec):
     bench_run(spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)}), QUIET)
-    text = table.report(runner.Path(spec.out), ("rougeL", "probability"))
+    text = table.report(Path(spec.out), ("rougeL", "probability"))
     assert "| forget ROUGE-L | paraphrase ROUGE-L | retain ROUGE-L | forget probability |" in text
     assert text.startswith("## facts on llama")
     assert spec.size["data"] not in text
     with pytest.raises(InputError, match="unknown metric 'rougel'; did you mean rougeL, rouge1"):
-        table.report(runner.Path(spec.out), ("rougel",))
+        table.report(Path(spec.out), ("rougel",))
 
 
 def test_a_variant_has_its_own_rows(spec, calls):
@@ -317,7 +333,7 @@ def test_a_variant_has_its_own_rows(spec, calls):
         "learning_rate": 0.01,
     }
     assert [given.get("optimizer") for _, given in calls] == [None, "sophia"]
-    assert "| graddiff optimizer=sophia:learning_rate=0.01 | published |" in table.report(runner.Path(spec.out))
+    assert "| graddiff optimizer=sophia:learning_rate=0.01 | published |" in table.report(Path(spec.out))
 
 
 def test_lunar_keeps_to_its_trials(tiny, tiny_task):

@@ -12,8 +12,9 @@ import torch
 from expunge import ForgetTask, evaluate, unlearn
 from expunge.data.prompts import abstentions
 from expunge.errors import Diverged
-from expunge.methods import REGISTRY, gradient
-from expunge.methods.gradient import Answers, Before, GradientConfig
+from expunge.methods import REGISTRY, descent, gradient
+from expunge.methods.descent import Answers, Before
+from expunge.methods.gradient import GradientConfig
 from expunge.models.generation import score_answers
 from expunge.models.training import TrainRow, optimise, row_logits, rows_of
 
@@ -127,7 +128,7 @@ def test_before_is_the_model_before(pico, small_task, adapter):
         return -b.forget.nll
 
     config = GradientConfig(adapter=adapter, learning_rate=1e-2, epochs=3)
-    gradient.descend(chat, small_task, config, loss, ["forget", "retain"], before="logits")
+    descent.descend(chat, small_task, config, loss, ["forget", "retain"], before="logits")
     for before, _, order, summed in seen:
         places = [rows.index(r) for r in order]
         parts = wanted.split([len(r.answer) for r in rows])
@@ -180,7 +181,7 @@ def test_a_loss_that_is_not_finite_is_named_with_the_step(pico, small_task):
 
     calls: list[int] = []
     with pytest.raises(Diverged, match="at step 3: the loss is not finite"):
-        gradient.descend(pico("llama"), small_task, config, loss, ["forget"])
+        descent.descend(pico("llama"), small_task, config, loss, ["forget"])
 
 
 def test_weights_that_are_not_finite_are_never_returned(pico, small_task):
@@ -204,8 +205,8 @@ def test_a_module_taken_off_too_often_is_named_diverged(pico, small_task):
 
 def test_answers_made_up_are_never_the_true_one(pico, small_task, monkeypatch):
     texts = iter([e.response for e in small_task.forget])
-    monkeypatch.setattr(gradient, "sampled", lambda *_, **__: [SimpleNamespace(text=t) for t in texts])
-    made = gradient._alternatives(pico("llama"), small_task.forget, random.Random(0))
+    monkeypatch.setattr(descent, "sampled", lambda *_, **__: [SimpleNamespace(text=t) for t in texts])
+    made = descent.made_up(pico("llama"), small_task.forget, random.Random(0))
     assert set(made) <= set(abstentions())
 
 
@@ -223,5 +224,5 @@ def test_other_answers_are_drawn_anew_for_each_epoch(pico, small_task):
         assert [r.prompt for r in b.rows.instead] == [r.prompt for r in b.rows.forget]
         return b.instead.nll
 
-    gradient.descend(pico("llama"), small_task, GradientConfig(epochs=4), loss, ["instead"], gradient._abstentions)
+    descent.descend(pico("llama"), small_task, GradientConfig(epochs=4), loss, ["instead"], descent.abstaining)
     assert len({tuple(sorted(one)) for one in seen}) > 1

@@ -76,6 +76,19 @@ def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, 
     torch.testing.assert_close(part, tuning.MARGIN * whole, rtol=1e-4, atol=1e-6)
 
 
+def test_validation_rows_tune_and_all_retain_rows_are_fitted(pico, small_task, monkeypatch):
+    fitted, judged, real = [], [], lunar.tokenised
+    monkeypatch.setattr(tuning, "rouge", lambda chat, rows: judged.append(set(rows)) or 0.5)
+    monkeypatch.setattr(lunar, "tokenised", lambda chat, task, config: fitted.append(task) or real(chat, task, config))
+    rows = prompts.general_split()[0]
+    task = small_task.but(retain=rows[:10], validation=rows[10:13])
+    unlearn(pico("llama"), task, layers=[1], coefficient=1.0, answers=0)
+    assert set(task.validation) in judged
+    assert not any(set(rows[:10]) & one for one in judged)
+    assert set(rows[:10]) <= set(fitted[0].retain)
+    assert not {e.prompt for e in task.validation} & {e.prompt for e in fitted[0].retain}
+
+
 @pytest.mark.parametrize(
     ("count", "windows"),
     [

@@ -1,0 +1,87 @@
+"""What the rows that judge say of a model: one evaluation, with what a benchmark adds to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..data.suites import Suite
+from ..edits import Edit
+from ..evaluation import privacy
+from ..evaluation.abilities import choice_accuracy
+from ..evaluation.headlines import HEADLINES
+from ..evaluation.refusal import refusal_scores
+from ..evaluation.scores import Evaluation, evaluate
+from ..evaluation.text import coherence
+from ..models.generation import score_answers
+from ..models.loading import ChatModel
+from ..models.training import rows_of
+
+LARGEST_LOSS = 700.0  # nats a token, beyond which the perplexity is infinite in double precision
+
+
+def judge(
+    chat: ChatModel,
+    suite: Suite,
+    edit: Edit | None,
+    retrained: Evaluation | None,
+    is_retrained: bool,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> tuple[Evaluation, dict[str, Any]]:
+    """(the evaluation of the model as it stands with the edit, the record of a cell).
+
+    Args:
+        retrained: the retrained model's evaluation; None where there is none.
+        is_retrained: whether the model is that one itself.
+    """
+    with applied(edit, chat):
+        found = evaluate(
+            chat,
+            suite.judge,
+            max_new_tokens=suite.max_new_tokens,
+            batch_size=batch_size,
+            ends=suite.ends,
+            progress=progress,
+        )
+        if suite.questions:
+            right = choice_accuracy(chat, suite.questions)
+            found["accuracy"] = sum(right) / len(right)
+        if "holdout" in found:
+            norms = [_gradient_norms(chat, suite, role) for role in ("forget", "holdout")]
+            found["auc_gradient_norm"] = privacy.auc(*norms)
+    answers = found.answers["forget"]
+    gold = found if is_retrained else retrained
+    if gold and "holdout" in found:
+        found["auc_reference"] = privacy.auc(*(privacy.reference(found, gold, r) for r in ("forget", "holdout")))
+    return found, {
+        "metrics": dict(found),
+        "headline": {name: HEADLINES[name](found, gold) for name in suite.headline},
+        "intervals": found.intervals(),
+        **refusal_scores(chat, answers),
+        "coherence": coherence(answers, _perplexities(chat, suite, answers)),
+    }
+
+
+def _gradient_norms(chat: ChatModel, suite: Suite, role: str) -> list[float]:
+    return privacy.gradient_norm(chat, rows_of(chat, [(e.prompt, e.response) for e in suite.judge[role]]))
+
+
+def _perplexities(chat: ChatModel, suite: Suite, answers: Sequence[str]) -> list[float]:
+    """Of the forget answers under the model before the edit."""
+    prompts = chat.prompt_ids([e.prompt for e in suite.judge["forget"]])
+    ids = [i or [0] for i in chat.tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
+    losses = [-sum(s.log_probs) / len(s.log_probs) for s in score_answers(chat, prompts, ids)]
+    return [math.exp(x) if x < LARGEST_LOSS else math.inf for x in losses]
+
+
+@contextmanager
+def applied(edit: Edit | None, chat: ChatModel) -> Iterator[None]:
+    """With the edit, where there is one."""
+    if edit is None:
+        yield
+    else:
+        with edit.applied(chat):
+            yield

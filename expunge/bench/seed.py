@@ -1,0 +1,235 @@
+"""One seed of a benchmark: the model, what it was taught, and its cells."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..data.examples import Example
+from ..data.suites import suite_of
+from ..edits import Edit
+from ..errors import Diverged, ExpungeError, InputError
+from ..evaluation.scores import Evaluation
+from ..methods import method, run_method
+from ..methods.tuning import rouge, trial_loss
+from ..models.loading import ChatModel, cache_dir, load_model, resolve
+from ..models.training import TrainConfig, rows_of, train
+from ..progress import Reporter
+from ..run import versions
+from ..spec import BenchSpec
+from . import memory, settings
+from .judging import applied, judge
+from .results import Cell, Results, digest
+
+TAUGHT, RETRAINED = "taught", "retrained"
+
+
+class Bench:
+    """One seed of a benchmark: the model, what it was taught, and the cells."""
+
+    def __init__(self, spec: BenchSpec, seed: int, results: Results, reporter: Reporter) -> None:
+        self.spec, self.seed, self.results, self.reporter = spec, seed, results, reporter
+        self.suite = suite_of(spec.suite, spec.size, seed)
+
+    @cached_property
+    def chat(self) -> ChatModel:
+        with self.reporter.stage("load"):
+            return load_model(self.spec.model.name, **self.spec.model.model_dump(exclude={"name"}))
+
+    @cached_property
+    def taught(self) -> Edit | None:
+        """What the model was taught, as an Edit of the model as it comes; None where the suite teaches nothing."""
+        return self._learned("teach", self.suite.teach) if self.suite.teach else None
+
+    @cached_property
+    def retrained(self) -> Edit | None:
+        """The gold standard: the same teaching without the forget set."""
+        rows = self.suite.retrain()
+        return self._learned("retrain", rows) if rows else None
+
+    def cached(self, rows: Sequence[Example]) -> Path:
+        """Where the cache has what the rows teach; named by a hash of all that it depends on."""
+        parts = [self._identity, self._teaching.model_dump(mode="json"), versions(), rows]
+        return cache_dir() / "taught" / digest(parts)[:24]
+
+    @cached_property
+    def _identity(self) -> list[Any]:
+        """Of the model: its spec, and the sizes and times of its files."""
+        files = sorted(f for f in resolve(self.spec.model.name, self.spec.model.revision).iterdir() if f.is_file())
+        return [
+            self.spec.model.model_dump(mode="json"),
+            *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files),
+        ]
+
+    @cached_property
+    def _content(self) -> str:
+        """A hash of the suite's rows and settings, and of the model."""
+        return digest([asdict(self.suite), self._identity])
+
+    def stamp(self, cell: Cell) -> str:
+        """A hash of what the cell is made from, so that one made from something else is not taken up again."""
+        made: Any = None
+        if cell.regime == "published":
+            made = settings.published(cell.method, cell.variant)
+        elif cell.regime == "tuned":
+            made = self._grid(cell)
+        elif cell.regime == "equal-time":
+            beside = self._beside(cell)
+            made = beside and [*beside[0], beside[1].get("seconds_in_all"), beside[2].get("settings")]
+        return digest([self._content, made])[:16]
+
+    def finished(self, cell: Cell) -> bool:
+        return self.results.finished(cell, self.stamp(cell))
+
+    def _grid(self, cell: Cell) -> list[dict[str, Any]]:
+        return settings.grid(cell.method, cell.variant, self.spec.trials, len(self.suite.fit.forget))
+
+    @property
+    def _teaching(self) -> TrainConfig:
+        return TrainConfig(seed=self.seed, **self.suite.teaching)
+
+    def _learned(self, stage: str, rows: Sequence[Example]) -> Edit:
+        folder, config = self.cached(rows), self._teaching
+        if not folder.is_dir():
+            with self.reporter.stage(f"{stage} (seed {self.seed})", len(rows) * config.epochs) as advance:
+                pairs = rows_of(self.chat, [(e.prompt, e.response) for e in rows])
+                try:
+                    edit = train(self.chat, pairs, config, lambda n, _: advance(n), lambda _, loss: loss < 0.01)
+                except Diverged as e:
+                    raise ExpungeError(f"cannot {stage}: {e}") from e
+                edit.save(folder)
+        return Edit.load(folder)
+
+    def run(self, cell: Cell) -> None:
+        """Runs a cell and keeps what came out; an error is what came out, too."""
+        begin = time.perf_counter()
+        try:
+            record = self._record(cell)
+        except Diverged as e:
+            record = {"diverged": e.step, "message": str(e), "seconds": time.perf_counter() - begin}
+        except Exception as e:  # whatever it is, it stands in the table, and the other cells go on
+            record = {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]}
+        self.results.add(cell, record | {"stamp": self.stamp(cell), "machine": _machine()})
+
+    def _record(self, cell: Cell) -> dict[str, Any]:
+        if cell.method == RETRAINED:
+            if self.retrained is None:
+                return {"skipped": "the suite teaches nothing: there is no model to retrain"}
+            with self.retrained.applied(self.chat):
+                return self._judged(cell)
+        gold = Cell(self.seed, RETRAINED)
+        if not self.finished(gold):
+            raise ExpungeError(
+                f"needs the retrained model: {self.results.cells.get(gold, {}).get('error', 'not there')}"
+            )
+        with applied(self.taught, self.chat):
+            if cell.method == TAUGHT:
+                return self._judged(cell)
+            edit, record = self._unlearned(cell)
+            changed = {"parameters": edit.parameters, "rank": edit.rank, "matrices": len(edit.parts)}
+            return record | changed | self._judged(cell, edit)
+
+    # ------------------------------------------------------------ one method
+
+    def _unlearned(self, cell: Cell) -> tuple[Edit, dict[str, Any]]:
+        """(the edit, how it was made): settings, seconds, peak bytes, trials."""
+        base: dict[str, Any] = {"seed": self.seed} if method(cell.method).has("seed") else {}
+        if cell.regime == "published":
+            return self._made(cell, base | settings.published(cell.method, cell.variant))
+        if cell.regime == "tuned":
+            return self._tuned(cell, base)
+        return self._equal_time(cell)
+
+    def _made(self, cell: Cell, chosen: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:
+        """The edit, with the seconds of its own fit and of all that it took (LUNAR's search makes several)."""
+        with self.reporter.stage(cell.label), memory.peak() as highest:
+            begin = time.perf_counter()
+            edit = run_method(self.chat, self.suite.fit, cell.method, chosen)
+            taken = time.perf_counter() - begin
+        record = {"settings": chosen, "seconds": taken, "seconds_in_all": taken, "peak_bytes": highest()}
+        if trials := edit.meta.get("trials"):
+            best = min(trials, key=lambda t: t["loss"])
+            record |= {"trials": trials, "seconds": best["seconds"]}
+            record["settings"] = chosen | {k: best[k] for k in ("layers", "coefficient", "ridge") if k in best}
+        return edit, record
+
+    def _tuned(self, cell: Cell, base: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:
+        """The edit of the trial that does best on the rows that tune."""
+        points = self._grid(cell)
+        if settings.searches(cell.method, cell.variant):
+            return self._made(cell, base | points[0])
+        begin = time.perf_counter()
+        before = self._rouge("retain")
+        best: tuple[float, Edit, dict[str, Any]] | None = None
+        tried: list[dict[str, Any]] = []
+        for point in points:
+            try:
+                edit, record = self._made(cell, base | point)
+            except Diverged as e:
+                tried.append(point | {"diverged": e.step})
+                continue
+            with edit.applied(self.chat):
+                forget, kept = self._rouge("forget"), self._rouge("retain")
+            value = trial_loss(forget, kept, before)
+            tried.append(point | {"loss": value, "seconds": record["seconds"]})
+            if best is None or value < best[0]:
+                best = value, edit, record
+        if best is None:
+            raise Diverged(int(tried[0]["diverged"]), f"in all {len(points)} trials")
+        return best[1], best[2] | {"trials": tried, "seconds_in_all": time.perf_counter() - begin}
+
+    def _beside(self, cell: Cell) -> tuple[Cell, dict[str, Any], dict[str, Any]] | None:
+        """(LUNAR's cell that equal-time goes by, its record, the method's own in another regime): the tuned ones where
+        they are there. None where one is missing."""
+        found = []
+        for one in (Cell(self.seed, "lunar"), cell):
+            regimes = [one._replace(regime=r) for r in ("tuned", "published")]
+            found.append(next((c for c in regimes if c in self.results.cells and self.finished(c)), None))
+        if found[0] is None or found[1] is None:
+            return None
+        lunar, mine = (self.results.cells[c] for c in found if c)
+        return found[0], lunar, mine
+
+    def _equal_time(self, cell: Cell) -> tuple[Edit, dict[str, Any]]:
+        """At the tuned settings (else the published), with as many epochs as take all of LUNAR's time, its search too."""
+        beside = self._beside(cell)
+        if beside is None:
+            raise InputError("equal-time needs LUNAR and the method itself in another regime first")
+        lunar, record, known = beside
+        if "diverged" in known or "diverged" in record:
+            raise Diverged(
+                int((known if "diverged" in known else record)["diverged"]), "at the settings of the other regime"
+            )
+        epochs = method(cell.method).configure(**known["settings"]).epochs  # type: ignore[attr-defined]
+        more = max(round(epochs * record["seconds_in_all"] / known["seconds"]), 1)
+        edit, made = self._made(cell, known["settings"] | {"epochs": more})
+        return edit, made | {"beside": lunar.regime}
+
+    def _rouge(self, role: str) -> float:
+        return rouge(self.chat, self.suite.validate[role])
+
+    def _judged(self, cell: Cell, edit: Edit | None = None) -> dict[str, Any]:
+        """What the judging rows say of the model as it stands, with `edit` applied."""
+        gold = Cell(self.seed, RETRAINED)
+        rows = self.results.rows(gold) if cell != gold and self.finished(gold) else None
+        with self.reporter.stage(f"judge {cell.label}", sum(map(len, self.suite.judge.values()))) as advance:
+            found, record = judge(
+                self.chat, self.suite, edit, Evaluation.of(rows) if rows else None, cell == gold, self.spec.batch_size,
+                advance,
+            )  # fmt: skip
+        self.results.keep_rows(cell, found.record())
+        return record
+
+
+def _machine() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {os.cpu_count()} cores"
