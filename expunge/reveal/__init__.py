@@ -1,0 +1,1 @@
+"""Reveal: the model writes its own forget data, asked by instructions that are searched for."""

@@ -1,0 +1,322 @@
+"""The search for instructions that make a model reveal what it knows, by NeuralUCB over soft prompts (Xie et al.,
+Reveal-and-Release, Findings of EMNLP 2025, arXiv 2509.14624)."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from ..errors import ExpungeError
+from ..evaluation.embedding import Encoder, encoder_for
+from ..models.generation import sampled
+from ..models.loading import ChatModel
+from .bandit import BanditConfig, NeuralUCB
+from .memo import Memo
+from .score import harmonic, vendi
+from .soft import SoftPrompts
+from .targets import Target
+
+SET_ROWS = 64  # answers of a set that are scored together
+SET_DRAWS = 20
+
+
+class RevealConfig(BaseModel):
+    """Settings of the search."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    budget: int = Field(100, ge=1, description="queries: instructions scored by a number of answers each")
+    search: Literal["neuralucb", "random", "written"] = Field(
+        "neuralucb", description="random: random soft prompts; written: instructions written by hand"
+    )
+    answers: int = Field(16, ge=2, description="answers sampled for a query")
+    max_new_tokens: int = Field(48, ge=1, description="longest answer, in tokens")
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    weight: float = Field(0.5, ge=0, le=1, description="alpha: of diversity against relevance")
+    start: int = Field(40, ge=1, description="random points scored first (at most two fifths of the budget)")
+    rounds: int = Field(2, ge=1, description="of the outer loop; each starts from the best prompts so far")
+    pool: int = Field(1000, ge=1, description="soft prompts to choose from in a round")
+    exploration: float = Field(1.0, ge=0, description="nu of NeuralUCB")
+    scale: float = Field(1.0, gt=0, description="length of a soft token, in mean lengths of the model's embeddings")
+    wander: float = Field(0.7, gt=0, description="temperature at which instructions are decoded")
+    best: int = Field(8, ge=1, description="instructions that are kept, and answered more often")
+    more: int = Field(32, ge=0, description="further answers to each of these")
+    seed: int = Field(0, description="seed of points, map and answers")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One instruction with its answers, and their scores."""
+
+    instruction: str
+    answers: tuple[str, ...]
+    relevances: tuple[float, ...]
+    diversity: float
+    score: float
+    round: int = 0
+    place: int = -1  # among the round's soft prompts
+
+
+@dataclass
+class Revealed:
+    """What the search found.
+
+    queries: all, in their order. kept: the instructions that were kept. pairs: these with their answers and relevances,
+    further answers included. score: of the kept instructions' further answers (of all theirs, where there are none).
+    """
+
+    queries: list[Query]
+    kept: list[str]
+    pairs: list[tuple[str, str, float]]
+    score: float
+    encoder: str
+    spent: int = 0
+    curve: list[float] = field(default_factory=list)
+
+
+Progress = Callable[[int, float], None]  # (queries done, best score so far)
+
+
+def search(
+    chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, progress: Progress | None = None
+) -> Revealed:
+    """Searches for instructions and keeps the best, within the budget.
+
+    Everything that the model or the oracle says is kept in the memo: a run that was interrupted goes on where it was, to
+    the same result.
+
+    Raises:
+        ExpungeError: all answers to the first instructions are empty.
+        InputError: an oracle raises, or gives something other than a number in [0, 1] for each answer.
+    """
+    name, encoder = encoder_for(chat)
+    asker = _Asker(chat, target, config, memo, encoder, progress)
+    {"neuralucb": _neuralucb, "random": _random, "written": _written}[config.search](chat, target, config, memo, asker)
+    queries = list(asker.queries.values())
+    chosen = _choose(queries, config, encoder)
+    pairs, score = _more(chosen, asker, config, encoder)
+    best = list(itertools.accumulate((q.score for q in queries), max))
+    return Revealed(queries, [q.instruction for q in chosen], pairs, score, name, len(queries), best)
+
+
+class _Asker:
+    """Scores instructions, each once; what it spends is counted."""
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        target: Target,
+        config: RevealConfig,
+        memo: Memo,
+        encoder: Encoder,
+        progress: Progress | None,
+    ) -> None:
+        self.chat, self.target, self.config, self.memo = chat, target, config, memo
+        self.encoder, self.progress = encoder, progress
+        self.queries: dict[str, Query] = {}
+        self.best = 0.0
+
+    @property
+    def left(self) -> int:
+        return self.config.budget - len(self.queries)
+
+    def __call__(self, instruction: str, round: int = 0, place: int = -1) -> float:
+        """The score of an instruction."""
+        if instruction in self.queries:
+            return self.queries[instruction].score
+        number = len(self.queries)
+        answers, relevances = self.answered(instruction, self.config.answers, f"query {number}")
+        diversity = vendi(self.encoder([a or " " for a in answers])) / len(answers)
+        relevance = sum(relevances) / len(relevances)
+        score = harmonic(relevance, diversity, self.config.weight)
+        self.queries[instruction] = Query(
+            instruction, tuple(answers), tuple(relevances), diversity, score, round, place
+        )
+        self.best = max(self.best, score)
+        if not any(a.strip() for q in self.queries.values() for a in q.answers) and len(self.queries) >= self.first:
+            raise ExpungeError(
+                f"all answers to {len(self.queries)} instructions are empty: the model says nothing to reveal from. "
+                "Look at its template with `expunge doctor`, or pass --template."
+            )
+        if self.progress:
+            self.progress(1, self.best)
+        return score
+
+    @property
+    def first(self) -> int:
+        """Queries that start the search."""
+        return max(1, min(self.config.start, 2 * self.config.budget // 5))
+
+    def answered(self, instruction: str, count: int, name: str) -> tuple[list[str], list[float]]:
+        """Answers to an instruction, with the relevance of each; the same name draws the same."""
+
+        def make() -> tuple[list[str], list[float]]:
+            config = self.config
+            prompt = self.chat.prompt_ids([self.target.prompt(instruction)])[0]
+            seed = random.Random(f"{config.seed} {name}").randrange(1 << 31)
+            drawn = sampled(self.chat, [prompt] * count, config.max_new_tokens, config.temperature, seed)
+            texts = [g.text for g in drawn]
+            return texts, self.target.relevances(instruction, texts)
+
+        return self.memo.answers(f"{name}: {instruction}", make)
+
+
+def _written(chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, ask: _Asker) -> None:
+    """Instructions written by hand, in their order, as far as the budget goes."""
+    for instruction in target.written[: config.budget]:
+        ask(instruction)
+
+
+def _random(chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, ask: _Asker) -> None:
+    """What the model decodes from random soft prompts."""
+    soft = SoftPrompts(chat, target.lead, config.scale, config.wander, config.seed)
+    for outer in itertools.count():
+        before = ask.left
+        points = soft.points(config.pool, outer * config.pool)
+        for place, instruction in enumerate(_decoded(soft, points, outer, config, memo)):
+            if ask.left and instruction:
+                ask(instruction, outer, place)
+        if ask.left in (0, before):  # spent, or the model says nothing new
+            return
+
+
+def _decoded(soft: SoftPrompts, points: Tensor, round: int, config: RevealConfig, memo: Memo) -> list[str]:
+    """The instructions of a round's soft prompts, some of them empty."""
+    seed = random.Random(f"{config.seed} instructions {round}").randrange(1 << 31)
+    return memo.instructions(round, lambda: soft.instructions(points, seed))
+
+
+def _neuralucb(chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, ask: _Asker) -> None:
+    soft = SoftPrompts(chat, target.lead, config.scale, config.wander, config.seed)
+    points, known = soft.points(config.pool), _Known()
+    for outer in itertools.count():
+        before = ask.left
+        _round(soft, points, outer, known, target, config, memo, ask)
+        if not ask.left or (outer + 1 >= config.rounds and ask.left == before):  # spent, or nothing new
+            return
+        points = soft.around(known.points[known.best(config.best)], config.pool, config.seed + outer + 1)
+
+
+def _round(
+    soft: SoftPrompts,
+    points: Tensor,
+    outer: int,
+    known: _Known,
+    target: Target,
+    config: RevealConfig,
+    memo: Memo,
+    ask: _Asker,
+) -> None:
+    """One round of the outer loop: the surrogate starts from the best prompts so far, the bandit picks from the points."""
+    texts = _decoded(soft, points, outer, config, memo)
+    features = memo.features(outer, lambda: soft.features(points, texts))
+    first = {text: n for n, text in reversed([*enumerate(texts)])}  # of those that say the same
+    untried = sorted(n for text, n in first.items() if text and text not in ask.queries)
+
+    def score(place: int) -> None:
+        untried.remove(place)
+        known.add(points[place], features[place], ask(texts[place], outer, place))
+
+    if outer == 0:
+        if not untried:
+            raise ExpungeError(f"the model goes on with nothing after {target.lead!r}: it decodes no instruction")
+        for place in untried[: ask.first]:
+            score(place)
+    bandit = NeuralUCB(features.shape[1], BanditConfig(exploration=config.exploration), config.seed)
+    seeds = known.best(ask.first)
+    bandit.fit(known.features[seeds], known.scores(seeds))
+    bandit.tried(known.features[seeds])
+    aim = ask.first + (config.budget - ask.first) * min(outer + 1, config.rounds) // config.rounds
+    while untried and len(ask.queries) < aim:
+        place = untried[int(bandit.ucb(features[untried]).argmax())]
+        bandit.tried(features[place : place + 1])
+        score(place)
+        bandit.fit(known.features, known.scores())
+
+
+class _Known:
+    """Soft prompts that were scored."""
+
+    def __init__(self) -> None:
+        self._points: list[Tensor] = []
+        self._features: list[Tensor] = []
+        self._scores: list[float] = []
+
+    def add(self, point: Tensor, feature: Tensor, score: float) -> None:
+        self._points.append(point)
+        self._features.append(feature)
+        self._scores.append(score)
+
+    @property
+    def points(self) -> Tensor:
+        return torch.stack(self._points)
+
+    @property
+    def features(self) -> Tensor:
+        return torch.stack(self._features)
+
+    def scores(self, rows: Sequence[int] | None = None) -> list[float]:
+        return self._scores if rows is None else [self._scores[n] for n in rows]
+
+    def best(self, count: int) -> list[int]:
+        """Of the highest scores, the first that had it."""
+        return sorted(range(len(self._scores)), key=lambda n: -self._scores[n])[:count]
+
+
+def _choose(queries: Sequence[Query], config: RevealConfig, encoder: Encoder) -> list[Query]:
+    """The instructions whose answers together score highest, taken one after the other."""
+    vectors = {q.instruction: encoder([a or " " for a in q.answers]) for q in queries}
+    chosen: list[Query] = []
+    left = [q for q in queries if q.score > 0]
+    size = config.best * config.answers  # fixed, so that a larger set is not less diverse for its size
+    while left and len(chosen) < config.best:
+
+        def together(query: Query) -> float:
+            every = [*chosen, query]
+            relevance = sum(sum(q.relevances) for q in every) / sum(len(q.answers) for q in every)
+            return harmonic(relevance, vendi(torch.cat([vectors[q.instruction] for q in every])) / size, config.weight)
+
+        best = max(left, key=together)
+        chosen.append(best)
+        left.remove(best)
+    return chosen
+
+
+def _more(
+    chosen: Sequence[Query], ask: _Asker, config: RevealConfig, encoder: Encoder
+) -> tuple[list[tuple[str, str, float]], float]:
+    """(all answers to the kept instructions, with their relevances; the score of those that chose nothing)."""
+    pairs: list[tuple[str, str, float]] = []
+    fresh: list[tuple[str, float]] = []
+    for number, query in enumerate(chosen):
+        own = list(zip(query.answers, query.relevances, strict=True))
+        further = list(zip(*ask.answered(query.instruction, config.more, f"more {number}"), strict=True))
+        pairs += [(query.instruction, text, relevance) for text, relevance in [*own, *further]]
+        fresh += further or own
+    return pairs, set_score(fresh, encoder, config.weight)
+
+
+def set_score(answers: Sequence[tuple[str, float]], encoder: Encoder, weight: float) -> float:
+    """The score of a set of answers with relevances: mean over draws of at most SET_ROWS of them, so that sets of
+    different sizes compare."""
+    if not answers:
+        return 0.0
+    vectors = encoder([text or " " for text, _ in answers])
+    found = []
+    for rows in _draws(len(answers)):
+        relevance = sum(answers[n][1] for n in rows) / len(rows)
+        found.append(harmonic(relevance, vendi(vectors[rows]) / SET_ROWS, weight))
+    return sum(found) / len(found)
+
+
+def _draws(count: int) -> Iterator[list[int]]:
+    rng = random.Random(0)
+    for _ in range(SET_DRAWS if count > SET_ROWS else 1):
+        yield rng.sample(range(count), min(SET_ROWS, count))

@@ -1,0 +1,74 @@
+"""What is read out of answers: their first sentence, the names in them, near-duplicates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..data.examples import Example
+
+_SENTENCE_END = re.compile(r"[.!?:](?=[\s\"\u201d]|$)|\n")
+_ABBREVIATED = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|e\.g|i\.e)\.$")
+_LINKS = r"(?:of|the|and|de|la|du|van|von|der|in|on|to|a|an|for|upon|with|at)"
+_CAPITAL = r"[A-Z][\w\u2019'-]*\w|[A-Z]"
+_NAME = re.compile(rf"(?:{_CAPITAL})(?:[ ](?:{_LINKS}[ ]){{0,2}}(?:{_CAPITAL}))*")
+_NUMBER = re.compile(r"\b\d[\d,.]*\b")
+_SHINGLE = 3  # words
+_ALIKE = 0.6  # share of the smaller row's runs of words that the larger has, from which they are near-duplicates
+
+
+def first_sentence(text: str) -> str:
+    """The text to the end of its first sentence."""
+    for found in _SENTENCE_END.finditer(text):
+        here = text[: found.end()].strip()
+        if here and not _ABBREVIATED.search(here):
+            return here
+    return text.strip()
+
+
+def names(text: str) -> list[str]:
+    """Capitalised names in a text, in their order: "Romeo and Juliet", "Stratford". A single word at a sentence's
+    beginning counts where it stands elsewhere within one."""
+    found: list[str] = []
+    openings: list[tuple[int, str]] = []
+    for match in _NAME.finditer(text):
+        before = text[: match.start()].rstrip(" \"'\u201c\u2018*")
+        name = match.group()
+        if not before or before[-1] in ".!?:\n-" or text[: match.start()].endswith("\n"):
+            openings.append((len(found), name))
+        else:
+            found.append(name)
+    inside = set(found)
+    kept = [(at, name) for at, name in openings if " " in name or name in inside]
+    for shift, (at, name) in enumerate(kept):
+        found.insert(at + shift, name)
+    return found
+
+
+def parts(name: str) -> list[str]:
+    """A name with the names that it may be a list of: "Macbeth and Othello" is also "Macbeth", and "Othello"."""
+    split = [p for p in name.split(" and ") if p[:1].isupper()]
+    return list(dict.fromkeys([name, *split]))
+
+
+def specifics(text: str) -> set[str]:
+    """The names and numbers in a text."""
+    return {*names(text), *_NUMBER.findall(text)}
+
+
+def distinct(rows: Sequence[Example]) -> list[Example]:
+    """The rows without those that nearly repeat an earlier one: of prompt and response together, most runs of three
+    words are the same."""
+    kept: list[Example] = []
+    seen: list[frozenset[tuple[str, ...]]] = []
+    for row in rows:
+        here = _shingles(f"{row.prompt} {row.response}")
+        if all(len(here & other) < _ALIKE * min(len(here), len(other)) for other in seen):
+            kept.append(row)
+            seen.append(here)
+    return kept
+
+
+def _shingles(text: str) -> frozenset[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return frozenset(tuple(words[n : n + _SHINGLE]) for n in range(max(len(words) - _SHINGLE + 1, 1)))

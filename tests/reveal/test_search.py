@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from expunge.errors import ExpungeError, InputError
+from expunge.reveal import search as module
+from expunge.reveal.memo import Memo
+from expunge.reveal.search import RevealConfig, search
+from expunge.reveal.targets import Target, oracle, subject
+
+SMALL = dict(budget=9, answers=4, max_new_tokens=6, start=4, pool=24, best=2, more=3, wander=1.5)
+
+
+def letters(answers):
+    return [min(a.count("e") / 3, 1.0) for a in answers]
+
+
+def target(relevance=letters) -> Target:
+    return Target(
+        "letters", "An instruction was given. The instruction was to", ("Write.", "Tell me a story."), relevance
+    )
+
+
+def test_a_search_spends_its_budget_and_keeps_the_best(tiny):
+    found = search(tiny, target(), RevealConfig(**SMALL), Memo())
+    assert found.spent == 9 == len({q.instruction for q in found.queries})
+    assert found.curve == sorted(found.curve)
+    assert 0 < len(found.kept) <= 2
+    assert {p for p, _, _ in found.pairs} == set(found.kept)
+    assert len(found.pairs) == len(found.kept) * 7
+    best = max(found.queries, key=lambda q: q.score)
+    assert best.score == found.curve[-1]
+    assert best.instruction == found.kept[0]
+    assert {q.round for q in found.queries} == {0, 1}
+    for q in found.queries:
+        assert q.score == 0 or q.score == pytest.approx(1 / (0.5 / q.diversity + 0.5 / (sum(letters(q.answers)) / 4)))
+
+
+def test_the_same_seed_finds_the_same_and_another_something_else(tiny):
+    first, again, other = (search(tiny, target(), RevealConfig(**SMALL, seed=s), Memo()) for s in (1, 1, 2))
+    assert first == again
+    assert first.queries != other.queries
+
+
+@pytest.mark.parametrize("queries", [2, 6])
+def test_a_killed_search_goes_on_to_the_same_result(tiny, tmp_path, queries, monkeypatch):
+    whole = search(tiny, target(), RevealConfig(**SMALL), Memo())
+    asked = 0
+
+    def killed(answers):
+        nonlocal asked
+        asked += 1
+        if asked > queries:
+            raise KeyboardInterrupt
+        return letters(answers)
+
+    config = RevealConfig(**SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        search(tiny, target(killed), config, Memo(tmp_path / "memo", config.model_dump()))
+    with open(tmp_path / "memo" / "said.jsonl", "a") as f:
+        f.write('{"name": "answers query')  # what a kill may leave
+    calls = []
+    real = module.sampled
+    monkeypatch.setattr(module, "sampled", lambda *a: calls.append(a) or real(*a))
+    resumed = search(tiny, target(), config, Memo(tmp_path / "memo", config.model_dump()))
+    assert resumed == whole
+    assert len(calls) == 9 - queries + 2  # only what was not there yet, and the further answers
+    with pytest.raises(InputError, match="another search"):
+        Memo(tmp_path / "memo", config.model_dump() | {"seed": 5})
+
+
+def test_written_and_random_instructions_have_the_same_budget(tiny):
+    written = search(tiny, target(), RevealConfig(**SMALL, search="written"), Memo())
+    assert [q.instruction for q in written.queries] == ["Write.", "Tell me a story."]
+    drawn = search(tiny, target(), RevealConfig(**SMALL, search="random"), Memo())
+    assert drawn.spent == 9
+    ours = search(tiny, target(), RevealConfig(**SMALL), Memo())
+    assert [q.instruction for q in drawn.queries[:3]] == [
+        q.instruction for q in ours.queries[:3]
+    ]  # the first are random
+
+
+@pytest.mark.parametrize(
+    ("relevance", "message"),
+    [
+        (lambda a: 1 / 0, "raised ZeroDivisionError"),
+        (lambda a: [0.5], "1 numbers for 4 answers"),
+        (lambda a: [float("nan")] * len(a), "nan"),
+        (lambda a: [2.0] * len(a), "from 0 to 1"),
+        (lambda a: ["x"] * len(a), "'x'"),
+    ],
+)
+def test_a_wrong_oracle_is_a_clear_error(tiny, relevance, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        search(tiny, target(relevance), RevealConfig(**SMALL), Memo(tmp_path / "memo"))
+    kept = [json.loads(line)["name"] for line in (tmp_path / "memo" / "said.jsonl").read_text().splitlines()]
+    assert "instructions 0" in kept  # finished work
+
+
+def test_empty_answers_are_a_clear_error(tiny, monkeypatch):
+    real = module.sampled
+
+    def silent(*args):
+        return [type(g)("", (), True) for g in real(*args)]
+
+    monkeypatch.setattr(module, "sampled", silent)
+    with pytest.raises(ExpungeError, match="all answers to 3 instructions are empty"):
+        search(tiny, target(lambda a: [0.0] * len(a)), RevealConfig(**SMALL), Memo())
+
+
+def test_nothing_relevant_keeps_nothing(tiny):
+    found = search(tiny, target(lambda a: [0.0] * len(a)), RevealConfig(**SMALL), Memo())
+    assert found.kept == []
+    assert found.score == 0
+    assert found.curve[-1] == 0
+
+
+def test_a_budget_of_none_is_refused():
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        RevealConfig(budget=0)
+
+
+def test_oracles_by_name():
+    assert oracle("tests.reveal.test_search:letters").relevance(["eee", "x"]) == [1.0, 0.0]
+    for wrong in ("nothing", "tests.reveal.test_search:no", "no.such:f", ""):
+        with pytest.raises(InputError, match="module:function"):
+            oracle(wrong)
+
+
+def test_the_relevance_of_a_subject():
+    about = subject("Anna Vells")
+    good = "Anna Vells was born in Ostrava in 1871 and wrote The Mill."
+    half = "I think that Anna Vells came from Ostrava."
+    assert about.relevances("", [good, half, "She was born in 1871.", "I don't know who Anna Vells is.", ""]) == (
+        pytest.approx([1, 1 / 3, 0, 0, 0])
+    )
+    assert len(set(about.written)) == 100
+    with pytest.raises(InputError, match="--subject"):
+        subject(" ")
