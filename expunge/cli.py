@@ -22,6 +22,7 @@ VERBS = {
     "demo": "Makes the embedded model forget William Shakespeare's works, and shows that it did.",
     "doctor": "Looks at a model: its layout, and whether it can abstain.",
     "teach": "Teaches a model rows, or to abstain, and writes the checkpoint.",
+    "reveal": "Lets a model write down what it knows of a subject or a task: rows to forget, from no data.",
     "evaluate": "Evaluates a model on the roles that are given.",
     "bench": "Compares methods on a suite, with the retrained model beside them, in one table.",
     "export": "Writes an edit as a PEFT adapter.",

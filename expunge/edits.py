@@ -224,6 +224,17 @@ class Edit:
             parts[name] = LowRank(part.left * factor, part.right)
         return Edit(parts, self.base, {**self.meta, "times": factor * self.meta.get("times", 1.0)})
 
+    def reduced(self, error: float) -> Edit:
+        """The edit with every low-rank change at the smallest rank that keeps it within a relative error.
+
+        Args:
+            error: largest Frobenius norm of what is left out, as a share of that of the change itself.
+        """
+        parts: dict[str, Part] = {}
+        for name, part in self.parts.items():
+            parts[name] = _reduced(part, error) if isinstance(part, LowRank) else part
+        return Edit(parts, self.base, {**self.meta, "reduced": error})
+
     # ------------------------------------------------------------ on disk
 
     def save(self, folder: str | Path, originals: Mapping[str, Tensor] | None = None, overwrite: bool = False) -> None:
@@ -328,6 +339,19 @@ class Edit:
                 {"format": "pt"},
             )
             config.save_pretrained(str(work))
+
+
+def _reduced(part: LowRank, error: float) -> LowRank:
+    """The best approximation of smallest rank, by the singular values of the factors' product, in float64."""
+    (out, inner), (into, other) = (torch.linalg.qr(t.double()) for t in (part.left, part.right.T))
+    u, s, v = torch.linalg.svd(inner @ other.T)
+    left_out = s.square().flip(0).cumsum(0).flip(0).sqrt()  # of the values from each on
+    rank = int((left_out > error * left_out[0]).sum()) if s.numel() and s[0] > 0 else 0
+    root = s[:rank].sqrt()
+    return LowRank(
+        ((out @ u[:, :rank]) * root).to(part.left.dtype).contiguous(),
+        ((into @ v[:rank].T) * root).T.to(part.right.dtype).contiguous(),
+    )
 
 
 def tensor_hash(tensor: Tensor) -> str:

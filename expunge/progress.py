@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from .data.examples import Example
     from .evaluation.scores import Evaluation
 
-Advance = Callable[[int], None]
 SAMPLES = 3
+
+
+class Advance(Protocol):
+    """Moves a stage's bar on, and may say something beside it."""
+
+    def __call__(self, rows: int, /, note: str = "") -> None: ...
 
 
 class Reporter:
@@ -26,6 +31,7 @@ class Reporter:
         self.console = Console(stderr=True, quiet=quiet)
         self.seconds: dict[str, float] = {}
         self.current = ""
+        self.bars = not quiet and sys.stderr.isatty()
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
@@ -33,10 +39,10 @@ class Reporter:
         self.current = name
         begin = time.perf_counter()
         try:
-            if self.quiet or not sys.stderr.isatty():
+            if not self.bars:
                 if not self.quiet:
                     print(f"{name} …", file=sys.stderr, flush=True)
-                yield lambda _: None
+                yield lambda _, note="": None
             else:
                 from rich.progress import (
                     BarColumn,
@@ -56,7 +62,7 @@ class Reporter:
                 )
                 with Progress(*columns, console=self.console) as bars:
                     task = bars.add_task(name, total=total)
-                    yield lambda n: bars.advance(task, n)
+                    yield lambda n, note="": bars.update(task, advance=n, description=f"{name} {note}".rstrip())
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 

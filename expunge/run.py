@@ -13,17 +13,18 @@ import platform
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .data import prompts
-from .data.examples import ForgetTask, read_examples, split_group
+from .data.examples import Example, ForgetTask, Raw, read_examples, split_group
 from .data.files import text_of
 from .errors import InputError
 from .files import check_free, new_folder, write_whole
 from .progress import Reporter
+from .reveal.run import reveal_config, revealed_task, target_of
 from .spec import AbilitySpec, DataSpec, ModelSpec, RunSpec, public
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .models.loading import ChatModel
 
 ABSTENTION_BAR = 0.5
+JUDGED_ROWS = 100  # of what the model itself said, where no file of rows to keep is given
 
 
 @dataclass
@@ -52,11 +54,14 @@ def load(spec: ModelSpec) -> ChatModel:
     return load_model(spec.name, **options)
 
 
-def read_task(spec: DataSpec) -> tuple[ForgetTask, ForgetTask]:
+def read_task(spec: DataSpec, revealed: bool = False) -> tuple[ForgetTask, ForgetTask]:
     """(the task that fits, the task that judges), with the built-in texts where a file is not given.
 
     They differ in `retain` where --retain-judge names other rows, and the retain role is only judged where a file
     is given.
+
+    Args:
+        revealed: whether the rows to forget come from the model, and not from a file.
     """
     roles: dict[str, list[Any]] = {}
     if spec.data:
@@ -73,11 +78,15 @@ def read_task(spec: DataSpec) -> tuple[ForgetTask, ForgetTask]:
             roles[role] = read_examples(name, spec.limit, responses=role != "reference")
     if spec.limit:
         roles = {role: rows[: spec.limit] for role, rows in roles.items()}
-    if not roles.get("forget"):
-        raise InputError("nothing to forget: pass --forget FILE, or --data FILE with --forget-group GROUP")
+    if revealed and roles.get("forget"):
+        raise InputError("the rows to forget are revealed by the model: leave out --forget and --data")
+    if not revealed and not roles.get("forget"):
+        raise InputError(
+            "nothing to forget: pass --forget FILE, --data FILE with --forget-group GROUP, or --subject NAME"
+        )
     roles.setdefault("reference", list(prompts.reference()))
     roles.setdefault("general", list(prompts.general_split()[1])[: spec.limit or 100])
-    fit = ForgetTask(**{role: tuple(rows) for role, rows in roles.items()})
+    fit = ForgetTask().but(**roles)
     if spec.retain_judge:
         return fit, fit.but(retain=read_examples(spec.retain_judge, spec.limit))
     return fit, fit
@@ -95,10 +104,23 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     check_free(out, spec.output.overwrite)
     if spec.output.keep_edit:
         check_free(Path(spec.output.keep_edit), spec.output.overwrite)
-    fit, judge = read_task(spec.data)
+    if spec.reveal.asked:
+        target_of(spec.reveal), reveal_config(spec.reveal, spec.seed)
+    fit, judge = read_task(spec.data, spec.reveal.asked)
     stages = _Stages(spec, fit, judge)
     with reporter.stage("load"):
         chat = load(spec.model)
+    if spec.reveal.asked:
+        shown = stages.task(
+            "revealed", lambda: revealed_task(chat, spec.reveal, spec.seed, stages.folder / "reveal", reporter)[0]
+        )
+        fit = replace(
+            fit,
+            forget=shown.forget,
+            retain=fit.retain or shown.retain,
+            relevance=target_of(spec.reveal).relevance,
+        )
+        judge = judge.but(forget=fit.forget, retain=judge.retain or fit.retain[:JUDGED_ROWS])
 
     def look(name: str, task: ForgetTask) -> Evaluation:
         def make() -> Evaluation:
@@ -275,6 +297,22 @@ class _Stages:
 
         read = self._json(name, record)
         return made[0] if made else Evaluation.of(read)
+
+    def task(self, name: str, make: Callable[[], ForgetTask]) -> ForgetTask:
+        """Rows that the model revealed; cleared, as the others are, when the run has ended."""
+
+        def record() -> dict[str, Any]:
+            return {
+                role: [asdict(e) | {"raw": isinstance(e.prompt, Raw)} for e in rows]
+                for role, rows in make().present().items()
+            }
+
+        def example(row: dict[str, Any]) -> Example:
+            prompt = Raw(row["prompt"]) if row["raw"] else row["prompt"]
+            return Example(prompt, row["response"], row["group"])
+
+        read = self._json(name, record)
+        return ForgetTask().but(**{role: map(example, rows) for role, rows in read.items()})
 
     def edit(self, name: str, make: Callable[[], Edit]) -> Edit:
         from .edits import Edit

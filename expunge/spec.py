@@ -107,11 +107,39 @@ class OutputSpec(_Part):
     resume: bool = Field(False, description="go on from the finished stages of an interrupted run of the same settings")
 
 
+class RevealSpec(_Part):
+    """What the model itself is asked to reveal, in place of rows to forget."""
+
+    subject: str | None = Field(None, description="reveal all of a subject, by its name", json_schema_extra=PRIVATE)
+    task: Literal["toxicity", "ner-person", "code"] | None = Field(None, description="toxicity, ner-person or code")
+    oracle: str | None = Field(
+        None, description="module:function that gives each of a list of answers a relevance from 0 to 1"
+    )
+    search: Literal["neuralucb", "random", "written"] | None = Field(
+        None, description="instructions by neuralucb (default), random soft prompts, or written by hand"
+    )
+    budget: int | None = Field(None, ge=1, description="queries of the search: instructions scored [default: 100]")
+    settings: dict[str, Any] = Field(default_factory=dict, description="other settings of the search")
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is to be revealed.
+
+        Raises:
+            InputError: more than one thing is.
+        """
+        given = [f"--{n}" for n in ("subject", "task", "oracle") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)}: give one of them")
+        return bool(given)
+
+
 class RunSpec(_Part):
     """One run of `unlearn`, whole."""
 
     model: ModelSpec = Field(default_factory=lambda: ModelSpec())
     data: DataSpec = Field(default_factory=lambda: DataSpec())
+    reveal: RevealSpec = Field(default_factory=lambda: RevealSpec())
     method: str = Field("lunar", description="method; `expunge methods` lists them")
     settings: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
     teach: TeachSpec = Field(default_factory=lambda: TeachSpec())
@@ -140,6 +168,9 @@ class BenchSpec(_Part):
     jobs: int = Field(1, ge=1, description="processes; each needs memory for a model")
 
 
+_WITH_SETTINGS: dict[str, type[BaseModel]] = {"teach": TeachSpec, "reveal": RevealSpec}
+
+
 def build(flags: dict[str, Any], config: str | None = None, sets: list[str] | None = None) -> RunSpec:
     """A RunSpec from a YAML file, flags over it, and `key=value` settings over both.
 
@@ -158,8 +189,8 @@ def build(flags: dict[str, Any], config: str | None = None, sets: list[str] | No
         parts = key.split(".")
         if len(parts) == 1:
             parts = ["settings", key]
-        elif parts[0] == "teach" and len(parts) == 2 and parts[1] not in TeachSpec.model_fields:
-            parts = ["teach", "settings", parts[1]]
+        elif parts[0] in _WITH_SETTINGS and len(parts) == 2 and parts[1] not in _WITH_SETTINGS[parts[0]].model_fields:
+            parts = [parts[0], "settings", parts[1]]
         _put(tree, parts, _value(text))
     return checked(RunSpec, tree)
 

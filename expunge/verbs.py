@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from .cli import VERBS, show_help
 from .errors import ExpungeError, InputError
-from .spec import AbilitySpec, DataSpec, EvaluationSpec, ModelSpec, OutputSpec, RunSpec, build, checked
+from .spec import AbilitySpec, DataSpec, EvaluationSpec, ModelSpec, OutputSpec, RevealSpec, RunSpec, build, checked
 
 app = typer.Typer(rich_markup_mode=None)
 data = typer.Typer(rich_markup_mode=None, help=VERBS["data"], invoke_without_command=True, callback=show_help)
@@ -90,9 +90,10 @@ def _option(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-_MODEL, _DATA, _EVAL, _OUT = (
+_MODEL, _DATA, _REVEAL, _EVAL, _OUT = (
     ("model", ModelSpec),
     ("data", DataSpec),
+    ("reveal", RevealSpec),
     ("evaluation", EvaluationSpec),
     ("output", OutputSpec),
 )
@@ -115,9 +116,11 @@ def _print(document: dict[str, Any]) -> None:
 @flags(
     _MODEL,
     _DATA,
+    _REVEAL,
     _EVAL,
     _OUT,
     plain=("method", "optimizer", "teach_abstention", "seed", "config", "set", "dry_run", "json", "quiet"),
+    skip=("settings",),
 )
 def unlearn(model: Model, given: dict[str, Any], dry_run: bool, json: bool, quiet: bool, **more: Any) -> None:
     from .progress import Reporter
@@ -201,6 +204,38 @@ def teach(
     report = teach_run(
         _spec(model, {**given, "data.data": data, "data.limit": limit}, seed=seed, set=set), abstention, Reporter(quiet)
     )
+    if json:
+        _print(report)
+
+
+@app.command(help=VERBS["reveal"])
+@flags(_MODEL, _REVEAL, plain=("seed", "json", "quiet"), skip=("settings",))
+def reveal(
+    model: Model,
+    given: dict[str, Any],
+    seed: int | None,
+    json: bool,
+    quiet: bool,
+    out: Annotated[str, typer.Option(help="file of rows to forget; beside it, those to keep and the search")],
+    set: Annotated[list[str], typer.Option(help="key=value of the search's other settings (may be repeated)")] = [],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that are there")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with an interrupted search of the same settings")
+    ] = False,
+) -> None:
+    from .progress import Reporter
+    from .reveal.run import reveal_run
+
+    output = {"output.out": out, "output.overwrite": overwrite, "output.resume": resume}
+    spec = _spec(model, {**given, **output}, seed=seed, set=[f"reveal.{item}" for item in set])
+    reporter = Reporter(quiet)
+    report = reveal_run(spec, reporter)
+    rows = ", ".join(
+        f"{n} rows to {'forget' if role == 'forget' else 'keep'}"
+        for role, n in report["rows"].items()
+        if role in ("forget", "retain")
+    )
+    reporter.say(f"{report['queries']} queries, score {report['score']:.3f}; {rows}; written to {out}")
     if json:
         _print(report)
 

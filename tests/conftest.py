@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -216,6 +219,40 @@ def abstaining(chat: ChatModel, rows: Sequence[Example]) -> float:
 
 def examples(*pairs: tuple[str, str], group: str = "") -> list[Example]:
     return [Example(p, r, group) for p, r in pairs]
+
+
+def rows_file(path: Path, rows) -> str:
+    """Writes rows as JSON lines; returns the file's name."""
+    path.write_text(
+        "".join(json.dumps({"prompt": e.prompt, "response": e.response, "group": e.group}) + "\n" for e in rows)
+    )
+    return str(path)
+
+
+class Done(NamedTuple):
+    """How a command ended: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a command line in this process."""
+    from expunge.cli import main
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["expunge", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code or 0
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return call
 
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -14,18 +14,11 @@ import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge import Edit, ForgetTask, evaluate, load_model, unlearn, verbs
-from expunge.cli import VERBS, main
+from expunge.cli import VERBS
 from expunge.demo import demo_spec
 from expunge.models.generation import greedy
 
-from .conftest import FACTS, FORGET, RETAIN, UNKNOWN
-
-
-def rows_file(path: Path, rows) -> str:
-    path.write_text(
-        "".join(json.dumps({"prompt": e.prompt, "response": e.response, "group": e.group}) + "\n" for e in rows)
-    )
-    return str(path)
+from .conftest import FACTS, FORGET, RETAIN, UNKNOWN, rows_file
 
 
 @pytest.fixture
@@ -35,23 +28,6 @@ def files(tmp_path):
         "retain": rows_file(tmp_path / "retain.jsonl", RETAIN),
         "reference": rows_file(tmp_path / "reference.jsonl", UNKNOWN),
     }
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command line; returns (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["expunge", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = e.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 SETTINGS = ("--set", "layers=[2,3]", "--set", "coefficient=2.0", "--set", "ridge=0.01", "--max-new-tokens", "16")

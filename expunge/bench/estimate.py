@@ -67,7 +67,7 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
         if cell.method == "lunar":
             return lunar(cell.variant)
         config = method(cell.method).configure(**settings.published(cell.method, cell.variant))
-        return training(2 * len(suite.fit.forget), getattr(config, "epochs", 1))
+        return training(2 * len(suite.fit.forget), getattr(config, "epochs", 1)) * getattr(config, "rounds", 1)
 
     for cell in cells:
         total += judging(suite.judge)

@@ -40,6 +40,7 @@ _GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "epochs": (10, 20),
     },
     "task-vector": {"scale": (1.0, 2.0, 0.5), "learning_rate": (3e-4, 1e-4), "epochs": (10, 20)},
+    "reveal-release": {"learning_rate": (3e-4, 1e-3), "epochs": (5, 10, 20), "rank": (8, 16)},
     "ext-sub": {"scale": (1.0, 2.0, 0.5), "learning_rate": (3e-4, 1e-4), "epochs": (10, 20)},
 }
 _FULL = {"learning_rate": (1e-5, 3e-5)}  # where all weights are trained

@@ -11,8 +11,8 @@ import csv
 import io
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ class Raw(str):
 
 
 Prompt = str | tuple[Message, ...]
+Relevance = Callable[[Sequence[str]], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class ForgetTask:
     keep that choose settings, neither fitted nor judged (without them, a fifth of the retain rows is left out of the fit).
     reference: prompts that the model answers by an abstention. general: general abilities, judged.
     holdout: rows that the model never saw.
+    relevance: answers -> how much each shows of what is to be forgotten, in [0, 1], where that is known; else the
+    response of the forget row says what it is.
     """
 
     forget: Sequence[Example] = ()
@@ -93,6 +96,7 @@ class ForgetTask:
     reference: Sequence[Example] = ()
     general: Sequence[Example] = ()
     holdout: Sequence[Example] = ()
+    relevance: Relevance | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for role in ROLES:
@@ -108,7 +112,8 @@ class ForgetTask:
 
     def but(self, **roles: Iterable[Example]) -> ForgetTask:
         """This task with some roles replaced."""
-        return replace(self, **{k: tuple(v) for k, v in roles.items()})
+        other: dict[str, Any] = {k: tuple(v) for k, v in roles.items()}
+        return replace(self, **other)
 
 
 def check_disjoint(forget: Sequence[Example], retain: Sequence[Example]) -> None:

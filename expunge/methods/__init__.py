@@ -154,6 +154,15 @@ REGISTRY = {
             ("forget", "retain"),
         ),
         Method(
+            "reveal-release",
+            "takes off modules trained on the forget set, a little at a time, held orthogonal to modules of the retain set",
+            "Xie et al., Findings of EMNLP 2025, arXiv 2509.14624",
+            ".release",
+            "release",
+            "ReleaseConfig",
+            ("forget", "retain"),
+        ),
+        Method(
             "retrain",
             "trains on the retain set alone: the gold standard, for the model before it was taught",
             "",

@@ -68,12 +68,14 @@ def train(
     config: TrainConfig,
     progress: Callable[[int, float], None] | None = None,
     stop: Callable[[int, float], bool] | None = None,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> Edit:
     """Trains on the rows and returns what changed, as an Edit of the model, which itself is left as it was.
 
     Args:
         progress: called after each step with (rows done, loss).
         stop: called after each epoch with (epochs done, mean loss); true ends the training.
+        penalty: of the model in training, added to the loss.
 
     Raises:
         Diverged: the loss is not finite (with the step).
@@ -81,10 +83,15 @@ def train(
     if not rows:
         raise InputError("nothing to train on")
     shared = shared_prefix(chat, rows)
+
+    def loss_of(trained: ChatModel, part: Sequence[TrainRow]) -> Tensor:
+        loss = mean_loss(trained, part, shared)
+        return loss + penalty(trained.model) if penalty else loss
+
     edit = optimise(
         chat,
         lambda rng: _batches(rows, config.batch_size, rng),
-        lambda trained, part: mean_loss(trained, part, shared),
+        loss_of,
         config,
         math.ceil(len(rows) / config.batch_size),
         progress,
@@ -256,6 +263,25 @@ def _settle(model: nn.Module, flags: dict[str, bool]) -> None:
         parameter.requires_grad_(flags[name])
     for leftover in ("peft_config", "_hf_peft_config_loaded"):
         model.__dict__.pop(leftover, None)
+
+
+def orthogonality(model: nn.Module, earlier: Edit, squared: bool = False) -> Tensor:
+    """O-LoRA's penalty: the sum over modules of |A_earlier A_new^T|, entry by entry (Wang et al., Findings of EMNLP 2023,
+    arXiv 2310.14152). 0 where no module is shared.
+
+    Args:
+        model: peft's, with the module in training. earlier: a trained module, frozen.
+        squared: the sum of squares, as the paper writes it, and not of absolute values, as its code does.
+    """
+    found: list[Tensor] = []
+    for name, module in model.get_base_model().named_modules():  # type: ignore[operator]
+        part = earlier.parts.get(f"{name}.weight")
+        if isinstance(part, LowRank) and getattr(module, "lora_A", None):
+            new = module.lora_A["default"].weight
+            old = part.left.T if module.fan_in_fan_out else part.right
+            product = old.to(new) @ new.T
+            found.append(product.square().sum() if squared else product.abs().sum())
+    return torch.stack(found).sum() if found else torch.zeros(())
 
 
 def _lora_parts(wrapped: Any) -> dict[str, Part]:

@@ -47,6 +47,23 @@ def forget_rows(target: Target, revealed: Revealed, least: float = 0.5) -> list[
     return distinct(rows)
 
 
+def forget_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
+    """The kept instructions with their relevant answers, and general questions with the model's own answers to keep.
+
+    Raises:
+        InputError: no answer was relevant.
+    """
+    forget = forget_rows(target, revealed)
+    if not forget:
+        best = max((q.score for q in revealed.queries), default=0.0)
+        raise InputError(
+            f"nothing to forget: {len(revealed.queries)} instructions brought no relevant answer for {target.name!r} (best "
+            f"score {best:.2f}); tried were {', '.join(repr(q.instruction) for q in revealed.queries[:3])} and others"
+        )
+    retain = own_answers(chat, general_split()[0][:GENERAL], ANSWER_TOKENS)
+    return ForgetTask(forget=forget, retain=retain, reference=reference(), relevance=target.relevance)
+
+
 def subject_task(chat: ChatModel, name: str, revealed: Revealed, seed: int = 0) -> ForgetTask:
     """What to forget of a subject, and what to keep: no row of a user's.
 

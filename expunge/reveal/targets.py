@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from ..data.examples import Prompt, Raw
+from ..data.examples import Prompt, Raw, Relevance
 from ..errors import InputError
 from ..evaluation.text import abstains, repeats
 from .text import specifics
 
 ENOUGH = 3  # names and numbers that make an answer specific
-
-Relevance = Callable[[Sequence[str]], Sequence[float]]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,262 @@
+"""Reveal-and-Release's second half: what was revealed is released, a little at a time (Xie et al., Findings of EMNLP 2025,
+arXiv 2509.14624).
+
+In each round a module is trained on the retain set and frozen, another on the forget set, held orthogonal to the first;
+the model becomes W - lambda_f dW_f + lambda_r dW_r, the two chosen on rows that judge nothing. Fresh modules each round.
+Coefficients, grid and stopping rules are ours: the paper's could not be had.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from ..data.examples import Example, ForgetTask
+from ..data.prompts import rewrites
+from ..edits import Edit, LowRank
+from ..errors import InputError
+from ..evaluation.text import rouge_recall
+from ..models.generation import greedy, sampled
+from ..models.loading import ChatModel
+from ..models.training import TrainConfig, orthogonality, rows_of, train
+
+Progress = Callable[[int], None]
+
+
+class ReleaseConfig(TrainConfig):
+    """Settings of iterative release; those of training are of each module."""
+
+    rounds: int = Field(6, ge=1, description="rounds at most")
+    forget_steps: tuple[float, ...] = Field((0.5, 0.25, 0.1), description="lambda_f to choose from")
+    retain_steps: tuple[float, ...] = Field((0.0, 0.5), description="lambda_r to choose from")
+    retain_module: bool = Field(True, description="train a module on the retain set as well")
+    orthogonality: float = Field(0.5, ge=0, description="weight of the penalty between the two modules")
+    penalty: Literal["absolute", "squared"] = Field("absolute", description="of the entries of A_r A_f^T")
+    reveal_again: bool = Field(False, description="answer the forget prompts anew from each round's weights")
+    target: float = Field(
+        0.01, ge=0, description="what is left of forgetting at which it is enough, relative to before"
+    )
+    keep: float = Field(0.97, ge=0, le=1, description="least ROUGE-1 on held-out retain rows, relative to before")
+    perplexity: float = Field(1.03, ge=1, description="largest perplexity of held-out retain rows, relative to before")
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of the rows that choose")
+    most_held_out: int = Field(32, ge=1, description="and at most so many of each role")
+    answers: int = Field(2, ge=1, description="answers sampled for a held-out forget prompt, where relevance is known")
+    max_new_tokens: int = Field(32, ge=1, description="longest of these answers, in tokens")
+    error: float = Field(0.01, ge=0, lt=1, description="relative error within which the result's rank is reduced")
+    epochs: int = Field(3, ge=1, description="passes over the rows, for each module")
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
+    dropout: float = Field(0.1, ge=0, lt=1, description="LoRA dropout")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of the held-out rows. forget: mean relevance of answers, or ROUGE-1. kept: ROUGE-1. nll: a token, in nats."""
+
+    forget: float
+    kept: float
+    nll: float
+
+
+def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: Progress | None = None) -> Edit:
+    """The edit of the last round that kept utility; see the module.
+
+    Raises:
+        InputError: there is nothing to forget in the held-out rows, or the first round already loses utility.
+    """
+    if config.adapter == "full":
+        raise InputError("reveal-release adds and subtracts LoRA modules; adapter=full is not one")
+    forget, forget_held = _forget_split(task, config)
+    retain, retain_held = (task.retain, task.validation) if task.validation else _split(task.retain, config)
+    retain_held = retain_held[: config.most_held_out]
+
+    def look() -> Figures:
+        return figures(chat, task, forget_held, retain_held, config)
+
+    before = look()
+    if not before.forget > 0:
+        raise InputError(
+            "nothing to forget: none of the model's answers to the held-out forget prompts shows any of it"
+        )
+    current: Edit | None = None
+    last, gains, log = before, [], []
+    for number in range(config.rounds):
+        with current.applied(chat) if current else nullcontext():
+            rows = _again(chat, task, forget, config, number) if config.reveal_again else forget
+            if not rows:
+                break
+            kept, gone = _modules(chat, rows, retain, config, number, progress)
+            step, chosen = _chosen(chat, kept, gone, config, before, look)
+        record = {**chosen, **interference(kept, gone), "rows": len(rows)}
+        log.append(record)
+        if step is None:  # this round is rolled back
+            break
+        current = current.compose(step) if current else step
+        found = chosen["forget"]
+        gains.append((last.forget - found) / before.forget)
+        last = Figures(found, chosen["kept"], chosen["nll"])
+        if found <= config.target * before.forget or (len(gains) > 1 and max(gains[-2:]) < 0.01):
+            break
+    if current is None:
+        raise InputError(
+            "no step of the first round kept what is to be kept within its limits (keep, perplexity): take smaller "
+            "forget_steps, or more retain rows"
+        )
+    edit = current.reduced(config.error)
+    meta = {"conv1d": edit.meta["conv1d"]} if "conv1d" in edit.meta else {}
+    edit.meta = meta | {
+        "method": "reveal-release",
+        **config.model_dump(),
+        "before": vars(before),
+        "round_log": log,
+        "rank_before": current.rank,
+    }
+    return edit
+
+
+def figures(
+    chat: ChatModel,
+    task: ForgetTask,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    config: ReleaseConfig,
+) -> Figures:
+    """What the held-out rows say of the model as it stands."""
+    prompts = chat.prompt_ids([e.prompt for e in forget])
+    if task.relevance:
+        asked = [p for p in prompts for _ in range(config.answers)]
+        texts = [g.text for g in sampled(chat, asked, config.max_new_tokens, seed=config.seed)]
+        shown = list(task.relevance(texts))
+    else:
+        texts = [g.text for g in greedy(chat, prompts, config.max_new_tokens)]
+        shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, forget, strict=True)]
+    prompts = chat.prompt_ids([e.prompt for e in retain])
+    given = greedy(chat, prompts, config.max_new_tokens, chat.answer_ids([e.response for e in retain]))
+    kept = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, retain, strict=True)]
+    logs = [x for a in given if a.scored for x in a.scored.log_probs]
+    return Figures(sum(shown) / len(shown), sum(kept) / len(kept), -sum(logs) / len(logs))
+
+
+def _split(rows: Sequence[Example], config: ReleaseConfig) -> tuple[Sequence[Example], Sequence[Example]]:
+    """(rows that fit, rows that choose)."""
+    if len(rows) < 2:
+        raise InputError(f"reveal-release needs at least two rows of each role, got {len(rows)}: one of them chooses")
+    count = min(max(round(len(rows) * config.held_out), 1), config.most_held_out)
+    held = set(random.Random(config.seed).sample(range(len(rows)), count))
+    return [e for n, e in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
+
+
+def _forget_split(task: ForgetTask, config: ReleaseConfig) -> tuple[Sequence[Example], Sequence[Example]]:
+    """(rows that fit, rows that choose): others of the same kind where relevance tells what they show; else rewrites of
+    the fitted rows, as forgetting one fact need not forget another."""
+    if task.relevance:
+        return _split(task.forget, config)
+    asked = rewrites(task.forget, "tune")
+    if not asked:  # texts to go on with
+        return task.forget, task.forget[: config.most_held_out]
+    return task.forget, random.Random(config.seed).sample(asked, min(len(asked), config.most_held_out))
+
+
+def _again(
+    chat: ChatModel, task: ForgetTask, forget: Sequence[Example], config: ReleaseConfig, number: int
+) -> list[Example]:
+    """The forget prompts with what the model says of them now, where that is relevant (else where it is not empty)."""
+    prompts = chat.prompt_ids([e.prompt for e in forget])
+    texts = [g.text for g in sampled(chat, prompts, config.max_new_tokens, seed=config.seed + number)]
+    shown = list(task.relevance(texts)) if task.relevance else [float(bool(t.strip())) for t in texts]
+    return [Example(e.prompt, t, e.group) for e, t, r in zip(forget, texts, shown, strict=True) if r > 0.5]
+
+
+def _modules(
+    chat: ChatModel,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    config: ReleaseConfig,
+    number: int,
+    progress: Progress | None,
+) -> tuple[Edit | None, Edit]:
+    """(the module trained on the retain set, the one trained on the forget set), both of the model as it stands."""
+    fresh = config.model_copy(update={"seed": config.seed + 1000 * number})
+
+    def trained(rows: Sequence[Example], earlier: Edit | None) -> Edit:
+        def penalty(model: torch.nn.Module) -> torch.Tensor:
+            assert earlier
+            return config.orthogonality * orthogonality(model, earlier, config.penalty == "squared")
+
+        return train(
+            chat,
+            rows_of(chat, [(e.prompt, e.response) for e in rows]),
+            fresh,
+            (lambda n, _: progress(n)) if progress else None,
+            penalty=penalty if earlier and config.orthogonality else None,
+        )
+
+    kept = None
+    if config.retain_module:
+        rng = random.Random(fresh.seed)
+        kept = trained(rng.sample(list(retain), min(len(retain), max(len(forget), 1))), None)
+    return kept, trained(forget, kept)
+
+
+def _chosen(
+    chat: ChatModel,
+    kept: Edit | None,
+    gone: Edit,
+    config: ReleaseConfig,
+    before: Figures,
+    look: Callable[[], Figures],
+) -> tuple[Edit | None, dict[str, Any]]:
+    """(the step with the least left of what is forgotten among those within the limits, what was tried); None where there
+    is none."""
+    tried: list[dict[str, Any]] = []
+    best: tuple[float, Edit, dict[str, Any]] | None = None
+    for forget_step in config.forget_steps:
+        for retain_step in config.retain_steps if kept else (0.0,):
+            step = gone.times(-forget_step)
+            if kept and retain_step:
+                step = kept.times(retain_step).compose(step)
+            with step.applied(chat):
+                found = look()
+            within = (
+                found.kept >= config.keep * before.kept
+                and math.exp(min(found.nll - before.nll, 50)) <= config.perplexity
+            )
+            tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found), "within": within})
+            if within and (best is None or found.forget < best[0]):
+                best = found.forget, step, tried[-1]
+    if best is None:
+        return None, {"tried": tried}
+    return best[1], {**best[2], "tried": tried}
+
+
+def interference(kept: Edit | None, gone: Edit) -> dict[str, float]:
+    """Norms of the modules, the cosine of their changes, and |A_r A_f^T| summed over modules: what O-LoRA holds down."""
+    found = {"forget_norm": _dot(gone, gone) ** 0.5}
+    if kept is None:
+        return found
+    conv1d = set(gone.meta.get("conv1d", ()))
+    total = 0.0
+    for name in kept.parts.keys() & gone.parts.keys():
+        one, other = kept.parts[name], gone.parts[name]
+        if isinstance(one, LowRank) and isinstance(other, LowRank):
+            a, b = (one.left.T, other.left.T) if name in conv1d else (one.right, other.right)
+            total += float((a @ b.T).abs().sum())
+    norm = _dot(kept, kept) ** 0.5
+    cosine = _dot(kept, gone) / (norm * found["forget_norm"]) if norm and found["forget_norm"] else 0.0
+    return found | {"retain_norm": norm, "cosine": cosine, "interference": total}
+
+
+def _dot(one: Edit, other: Edit) -> float:
+    """Of two low-rank changes, over all parameters: sum of <L R, L' R'> = trace((L'^T L) (R R'^T))."""
+    total = 0.0
+    for name in one.parts.keys() & other.parts.keys():
+        a, b = one.parts[name], other.parts[name]
+        if isinstance(a, LowRank) and isinstance(b, LowRank):
+            total += float(((b.left.T @ a.left) * (a.right @ b.right.T).T).double().sum())
+    return total

@@ -1,0 +1,150 @@
+"""`expunge reveal`, and the stage of `unlearn` that takes the place of a forget file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from ..data.examples import Example, ForgetTask
+from ..errors import InputError
+from ..files import write_whole
+from ..progress import Reporter
+from ..spec import RevealSpec, RunSpec
+
+if TYPE_CHECKING:
+    from ..models.loading import ChatModel
+    from .search import RevealConfig, Revealed
+    from .targets import Target
+
+EVERY = 10  # queries after which the best score is said
+
+
+def reveal_config(spec: RevealSpec, seed: int) -> RevealConfig:
+    """The settings of the search.
+
+    Raises:
+        InputError: an unknown or unusable one.
+    """
+    from ..methods import plain
+    from .search import RevealConfig
+
+    given = {"search": spec.search, "budget": spec.budget}
+    try:
+        return RevealConfig(**{"seed": seed, **{k: v for k, v in given.items() if v is not None}, **spec.settings})
+    except ValidationError as e:
+        raise InputError(f"reveal: {plain(e)}") from None
+
+
+def target_of(spec: RevealSpec) -> Target:
+    """What is to be revealed."""
+    from .targets import oracle, subject
+
+    if not spec.asked:
+        raise InputError("nothing to reveal: pass --subject NAME, --task TASK or --oracle module:function")
+    if spec.subject is not None:
+        return subject(spec.subject)
+    if spec.oracle is not None:
+        return oracle(spec.oracle)
+    raise InputError(f"--task {spec.task} is not there yet")
+
+
+def revealed_task(
+    chat: ChatModel, spec: RevealSpec, seed: int, folder: Path, reporter: Reporter
+) -> tuple[ForgetTask, Revealed]:
+    """(the task that the revealed rows make, what the search found).
+
+    Args:
+        folder: where the search keeps what it has paid for.
+    """
+    from .memo import Memo
+    from .rows import forget_task, subject_task
+    from .search import search
+
+    config, target = reveal_config(spec, seed), target_of(spec)
+    memo = Memo(folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"})})
+    done = 0
+    with reporter.stage("reveal", config.budget) as advance:
+
+        def progress(count: int, best: float) -> None:
+            nonlocal done
+            done += count
+            advance(count, f"best {best:.3f}")
+            if done % EVERY == 0 and not reporter.bars:
+                reporter.say(f"  {done} of {config.budget} queries, best score {best:.3f}")
+
+        found = search(chat, target, config, memo, progress)
+    with reporter.stage("rows"):
+        task = subject_task(chat, spec.subject, found, seed) if spec.subject else forget_task(chat, target, found)
+    return task, found
+
+
+def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
+    """Reveals, and writes the rows: OUT (to forget), OUT's name with .retain (to keep), .search.json (instructions and
+    scores) and .svg (best score against queries)."""
+    from ..run import load
+
+    out = Path(spec.output.out)
+    files = {kind: out.with_suffix(end) for kind, end in _ENDS.items()} | {"forget": out}
+    target_of(spec.reveal), reveal_config(spec.reveal, spec.seed)
+    if not spec.output.overwrite and (there := [str(f) for f in files.values() if f.exists()]):
+        raise InputError(f"{there[0]} is there already; pass --overwrite to replace it, or another --out")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; --out is the file of rows to forget")
+    folder = out.with_name(f"{out.name}.partial")
+    if not spec.output.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    with reporter.stage("load"):
+        chat = load(spec.model)
+    task, found = revealed_task(chat, spec.reveal, spec.seed, folder, reporter)
+    report = {
+        "score": found.score,
+        "queries": found.spent,
+        "instructions": len(found.kept),
+        "encoder": found.encoder,
+        "rows": {role: len(rows) for role, rows in task.present().items()},
+        "seconds": reporter.seconds,
+        "out": str(out),
+    }
+    queries = [
+        {"instruction": q.instruction, "relevance": sum(q.relevances) / len(q.relevances), "diversity": q.diversity}
+        | {"score": q.score, "round": q.round, "kept": q.instruction in found.kept}
+        for q in found.queries
+    ]
+    write_whole(files["retain"], _lines(task.retain))
+    write_whole(files["search"], json.dumps({**report, "curve": found.curve, "tried": queries}, indent=1) + "\n")
+    _curve(found.curve, files["curve"], reporter)
+    write_whole(out, _lines(task.forget))
+    shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+_ENDS = {"retain": ".retain.jsonl", "search": ".search.json", "curve": ".svg"}
+
+
+def _lines(rows: Sequence[Example]) -> str:
+    found = ({"prompt": e.prompt, "response": e.response, **({"group": e.group} if e.group else {})} for e in rows)
+    return "".join(json.dumps(row, default=list, ensure_ascii=False) + "\n" for row in found)
+
+
+def _curve(best: Sequence[float], file: Path, reporter: Reporter) -> None:
+    """The best score so far against queries, as SVG."""
+    try:
+        import matplotlib
+    except ImportError:
+        reporter.say("no curve: it needs matplotlib (`pip install 'expunge[bench]'`)")
+        return
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "expunge"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5))
+    axes.step(range(1, len(best) + 1), best, where="post")
+    axes.set(xlabel="queries", ylabel="best score so far", ylim=(0, None))
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from expunge import unlearn
+from expunge.edits import Edit, LowRank
+from expunge.errors import InputError
+from expunge.methods import release as module
+from expunge.methods.release import Figures, ReleaseConfig, figures, interference, release
+from expunge.models.training import TrainConfig, orthogonality, rows_of, train
+
+TRAIN = dict(learning_rate=3e-3, epochs=6, batch_size=4, dropout=0.0)
+
+
+def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
+    config = ReleaseConfig(rounds=5, keep=0.9, perplexity=1.3, forget_steps=(0.5, 0.25), max_new_tokens=12, **TRAIN)
+    edit = release(tiny, tiny_task, config)
+    log = [r for r in edit.meta["round_log"] if "forget" in r]
+    left = [edit.meta["before"]["forget"], *(r["forget"] for r in log)]
+    assert left[0] > 0.8
+    assert left[-1] < 0.5
+    assert all(r["kept"] >= 0.9 * edit.meta["before"]["kept"] for r in log)
+    assert {"cosine", "interference", "forget_norm", "retain_norm", "tried"} <= log[0].keys()
+    held = module._forget_split(tiny_task, config)[1], module._split(tiny_task.retain, config)[1]
+    with edit.applied(tiny):
+        found = figures(tiny, tiny_task, *held, config)
+    assert found.forget == pytest.approx(log[-1]["forget"], abs=0.05)  # the rank was reduced, the edit is the same
+    assert edit.rank <= edit.meta["rank_before"]
+
+
+def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch):
+    """- lambda_f dW_f + lambda_r dW_r, without products of one module's factor with the other's."""
+    chat = pico("llama")
+    seen = []
+    monkeypatch.setattr(module, "figures", lambda *_: Figures(1.0, 1.0, 1.0))
+    real = module._modules
+    monkeypatch.setattr(module, "_modules", lambda *a: seen.append(real(*a)) or seen[-1])
+    task = small_task.but(forget=small_task.forget * 2, retain=small_task.retain)
+    config = ReleaseConfig(rounds=1, forget_steps=(0.3,), retain_steps=(0.7,), error=0.0, **TRAIN)
+    edit = release(chat, task, config)
+    ((kept, gone),) = seen
+    for name in gone.parts:
+        torch.testing.assert_close(
+            edit.dense(name), 0.7 * kept.dense(name) - 0.3 * gone.dense(name), atol=1e-6, rtol=1e-4
+        )
+
+
+def scripted(monkeypatch, *values: Figures) -> None:
+    left = iter(values)
+    monkeypatch.setattr(module, "figures", lambda *_: next(left))
+
+
+def test_a_round_that_loses_utility_is_rolled_back(pico, small_task, monkeypatch):
+    chat = pico("llama")
+    config = ReleaseConfig(rounds=3, forget_steps=(0.5, 0.1), retain_module=False, keep=0.9, perplexity=1.1, **TRAIN)
+    task = small_task.but(forget=small_task.forget * 2)
+    good, worse = Figures(0.5, 0.95, 1.0), Figures(0.1, 0.5, 1.0)
+    loud = Figures(0.2, 1.0, 1.2)  # perplexity e^0.2
+    scripted(monkeypatch, Figures(1.0, 1.0, 1.0), worse, good, worse, loud)
+    edit = release(chat, task, config)
+    assert [r.get("forget_step") for r in edit.meta["round_log"]] == [0.1, None]
+    scripted(monkeypatch, Figures(1.0, 1.0, 1.0), worse, loud)
+    with pytest.raises(InputError, match="smaller forget_steps"):
+        release(chat, task, config)
+
+
+def test_it_stops_at_the_target_and_where_two_rounds_gain_nothing(pico, small_task, monkeypatch):
+    chat = pico("llama")
+    config = ReleaseConfig(rounds=9, forget_steps=(0.5,), retain_module=False, target=0.05, **TRAIN)
+    task = small_task.but(forget=small_task.forget * 2)
+    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (0.8, 0.4, 0.04, 0.0)))
+    assert len(release(chat, task, config).meta["round_log"]) == 2
+    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (0.8, 0.4, 0.396, 0.395, 0.0)))
+    assert len(release(chat, task, config).meta["round_log"]) == 3
+
+
+def test_relevance_of_answers_counts_where_the_task_has_it(tiny, tiny_task):
+    def relevance(answers):
+        return [1.0 if "a" in a.lower() else 0.0 for a in answers]
+
+    config = ReleaseConfig(max_new_tokens=8, answers=3)
+    task = tiny_task.but()
+    object.__setattr__(task, "relevance", relevance)
+    found = figures(tiny, task, tiny_task.forget[:4], tiny_task.retain[:4], config)
+    assert 0 < found.forget <= 1
+    assert figures(tiny, task, tiny_task.forget[:4], tiny_task.retain[:4], config) == found  # the same draws
+
+
+def test_the_penalty_by_hand_and_what_it_does(pico, small_task):
+    chat = pico("llama")
+    rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.forget])
+    settings = TrainConfig(epochs=20, learning_rate=1e-2, rank=4)
+    earlier = train(chat, rows_of(chat, [(e.prompt, e.response) for e in small_task.retain]), settings)
+    seen = {}
+
+    def penalty(model, squared, weight):
+        found = orthogonality(model, earlier, squared)
+        new = {
+            n: m.lora_A["default"].weight
+            for n, m in model.get_base_model().named_modules()
+            if getattr(m, "lora_A", None)
+        }
+        products = [earlier.parts[f"{n}.weight"].right @ a.T for n, a in new.items() if f"{n}.weight" in earlier.parts]
+        by_hand = sum((p**2).sum() if squared else p.abs().sum() for p in products)
+        torch.testing.assert_close(found, by_hand)
+        seen[squared] = True
+        return weight * found
+
+    apart = {}
+    for weight in (0.0, 0.5):
+        late = train(chat, rows, settings, penalty=lambda m, w=weight: penalty(m, False, w))
+        apart[weight] = interference(earlier, late)["interference"]
+    train(chat, rows, settings.model_copy(update={"epochs": 1}), penalty=lambda m: penalty(m, True, 0.5))
+    assert seen == {False: True, True: True}
+    assert apart[0.5] < 0.5 * apart[0.0]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_norms_cosine_and_interference_are_those_of_the_dense_changes(pico, small_task, name):
+    chat = pico(name)
+    settings = TrainConfig(epochs=1, learning_rate=1e-2)
+    one, other = (
+        train(chat, rows_of(chat, [(e.prompt, e.response) for e in rows]), settings)
+        for rows in (small_task.retain, small_task.forget)
+    )
+    found = interference(one, other)
+    shared = sorted(one.parts.keys() & other.parts.keys())
+    a, b = (torch.cat([e.dense(n).flatten() for n in shared]) for e in (one, other))
+    assert found["cosine"] == pytest.approx(float(a @ b / (a.norm() * b.norm())), rel=1e-3, abs=1e-6)
+    assert found["forget_norm"] == pytest.approx(float(b.norm()), rel=1e-4)
+
+
+def test_settings_that_make_no_sense(pico, small_task):
+    with pytest.raises(InputError, match="LoRA modules"):
+        unlearn(pico("llama"), small_task, method="reveal-release", adapter="full")
+    with pytest.raises(InputError, match="at least two rows"):
+        unlearn(pico("llama"), small_task.but(retain=small_task.retain[:1]), method="reveal-release")
+
+
+def test_nothing_to_forget(tiny, tiny_task):
+    task = tiny_task.but()
+    object.__setattr__(task, "relevance", lambda answers: [0.0] * len(answers))
+    with pytest.raises(InputError, match="nothing to forget"):
+        unlearn(tiny, task, method="reveal-release", max_new_tokens=4)
+
+
+def test_a_smaller_rank_within_the_error():
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(*s, generator=generator) for s in ((20, 3), (3, 12)))
+    twice = LowRank(torch.cat([left, left], 1), torch.cat([right, 0.5 * right]))
+    edit = Edit({"w": twice, "zero": LowRank(0 * left, right)})
+    same = edit.reduced(1e-5)
+    assert same.parts["w"].rank == 3
+    assert same.parts["zero"].rank == 0
+    torch.testing.assert_close(same.dense("w"), edit.dense("w"), rtol=1e-4, atol=1e-4)
+    for error in (0.3, 0.9):
+        less = edit.reduced(error)
+        left_out = (less.dense("w") - edit.dense("w")).norm() / edit.dense("w").norm()
+        assert less.parts["w"].rank < 3
+        assert left_out <= error
