@@ -28,6 +28,7 @@ from .judging import applied, judge
 from .results import Cell, Results, digest
 
 TAUGHT, RETRAINED = "taught", "retrained"
+TIMED_EPOCHS = (1, 3)  # of equal-time: the difference is two epochs without what comes once
 
 
 class Bench:
@@ -197,7 +198,10 @@ class Bench:
         return found[0], lunar, mine
 
     def _equal_time(self, cell: Cell) -> tuple[Edit, dict[str, Any]]:
-        """At the tuned settings (else the published), with as many epochs as take all of LUNAR's time, its search too."""
+        """At the tuned settings (else the published), with as many epochs as take all of LUNAR's time, its search too.
+
+        An epoch is timed now: what a machine had beside it in another regime's hour says little.
+        """
         beside = self._beside(cell)
         if beside is None:
             raise InputError("equal-time needs LUNAR and the method itself in another regime first")
@@ -206,8 +210,13 @@ class Bench:
             raise Diverged(
                 int((known if "diverged" in known else record)["diverged"]), "at the settings of the other regime"
             )
-        epochs = method(cell.method).configure(**known["settings"]).epochs  # type: ignore[attr-defined]
-        more = max(round(epochs * record["seconds_in_all"] / known["seconds"]), 1)
+
+        def seconds(epochs: int) -> float:
+            return self._made(cell, known["settings"] | {"epochs": epochs})[1]["seconds"]
+
+        first, later = (seconds(n) for n in TIMED_EPOCHS)
+        epoch = max((later - first) / (TIMED_EPOCHS[1] - TIMED_EPOCHS[0]), 1e-9)
+        more = max(round(TIMED_EPOCHS[0] + (record["seconds_in_all"] - first) / epoch), 1)
         edit, made = self._made(cell, known["settings"] | {"epochs": more})
         return edit, made | {"beside": lunar.regime}
 

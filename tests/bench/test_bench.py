@@ -168,12 +168,22 @@ def test_a_published_suite_runs_through(spec, monkeypatch, suite, size, scores):
     assert all(found["headline"][name] is not None for name in scores)
 
 
-def test_as_long_as_lunar_takes(spec, calls, monkeypatch):
+def test_as_long_as_lunar_takes(spec, monkeypatch):
+    """By a clock on which a run of the baseline takes 4 s and 2 s an epoch more, and LUNAR 50 s."""
+    now, made, real = 0.0, [], seed.run_method
+
+    def clocked(chat, task, name, given):
+        nonlocal now
+        now += 50 if name == "lunar" else 4 + 2 * given.get("epochs", 10)
+        made.append(given.get("epochs"))
+        return real(chat, task, name, given if name == "lunar" else given | {"epochs": 1})
+
+    monkeypatch.setattr(seed, "run_method", clocked)
+    monkeypatch.setattr(seed.time, "perf_counter", lambda: now)
     spec = spec.model_copy(update={"regimes": ("published", "equal-time")})
-    results = bench_run(spec, QUIET)
-    lunar = results.cells[Cell(0, "lunar", "published")]
-    plain, equal = (results.cells[Cell(0, "graddiff", r)] for r in ("published", "equal-time"))
-    assert equal["settings"]["epochs"] == max(round(10 * lunar["seconds"] / plain["seconds"]), 1)
+    equal = bench_run(spec, QUIET).cells[Cell(0, "graddiff", "equal-time")]
+    assert equal["settings"]["epochs"] == 23 == made[-1]
+    assert equal["seconds"] == 50
     assert Cell(0, "lunar", "equal-time") not in cells_of(spec, 0)
 
 
@@ -191,7 +201,7 @@ def test_equal_time_goes_by_what_lunar_takes_now(spec, calls):
     assert not seed.Bench(spec, 0, runner.results_of(spec), QUIET).finished(cell)
     calls.clear()
     assert bench_run(spec, QUIET).cells[cell]["beside"] == "tuned"
-    assert [name for name, _ in calls] == ["graddiff"]
+    assert [name for name, _ in calls] == ["graddiff"] * 3  # an epoch is timed first
 
 
 def test_the_table_and_plots_come_from_disk_alone(spec, monkeypatch, tmp_path):
