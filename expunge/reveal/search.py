@@ -77,6 +77,7 @@ class Revealed:
     pairs: list[tuple[str, str, float]]
     score: float
     encoder: str
+    seed: int = 0
     spent: int = 0
     curve: list[float] = field(default_factory=list)
 
@@ -103,7 +104,7 @@ def search(
     chosen = _choose(queries, config, encoder)
     pairs, score = _more(chosen, asker, config, encoder)
     best = list(itertools.accumulate((q.score for q in queries), max))
-    return Revealed(queries, [q.instruction for q in chosen], pairs, score, name, len(queries), best)
+    return Revealed(queries, [q.instruction for q in chosen], pairs, score, name, config.seed, len(queries), best)
 
 
 class _Asker:
@@ -176,7 +177,7 @@ def _written(chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, 
 
 def _random(chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, ask: _Asker) -> None:
     """What the model decodes from random soft prompts."""
-    soft = SoftPrompts(chat, target.lead, config.scale, config.wander, config.seed)
+    soft = SoftPrompts(chat, target.lead, target.opening, config.scale, config.wander, config.seed)
     for outer in itertools.count():
         before = ask.left
         points = soft.points(config.pool, outer * config.pool)
@@ -194,7 +195,7 @@ def _decoded(soft: SoftPrompts, points: Tensor, round: int, config: RevealConfig
 
 
 def _neuralucb(chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, ask: _Asker) -> None:
-    soft = SoftPrompts(chat, target.lead, config.scale, config.wander, config.seed)
+    soft = SoftPrompts(chat, target.lead, target.opening, config.scale, config.wander, config.seed)
     points, known = soft.points(config.pool), _Known()
     for outer in itertools.count():
         before = ask.left

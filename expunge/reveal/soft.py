@@ -3,6 +3,7 @@ from each (INSTINCT, arXiv 2310.02905)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -27,15 +28,15 @@ class SoftPrompts:
     prompts), and the features are those of the soft prompt with its instruction, not without it.
 
     Args:
-        lead: the text, such as "... The instruction was to".
+        lead: the text, such as "... The instruction was to". opening: how every instruction begins.
         scale: length of a soft token, in mean lengths of the model's own embeddings.
         seed: of map, points and instructions.
     """
 
-    def __init__(self, chat: ChatModel, lead: str, scale: float, temperature: float, seed: int) -> None:
-        self.chat, self.temperature, self.seed = chat, temperature, seed
+    def __init__(self, chat: ChatModel, lead: str, opening: str, scale: float, temperature: float, seed: int) -> None:
+        self.chat, self.opening, self.temperature, self.seed = chat, opening, temperature, seed
         self._table = chat.model.get_input_embeddings()
-        self._lead = self._embed(chat.prompt_ids([Raw(lead)]))
+        self._lead = self._embed(chat.prompt_ids([Raw(f"{lead} {opening}".rstrip())]))
         width = self._lead.shape[2]
         draw = torch.Generator().manual_seed(seed)
         usual = float(self._table.weight.detach().float().norm(dim=1).mean())
@@ -83,7 +84,7 @@ class SoftPrompts:
                     pad_token_id=self.chat.tokenizer.eos_token_id if pad is None else pad,
                     stopping_criteria=StoppingCriteriaList([_Sentence(self.chat)]),
                 )
-                found += [tidy(self.chat.decode(row)) for row in ids.tolist()]
+                found += [tidy(self.chat.decode(row), self.opening) for row in ids.tolist()]
         return found
 
     def features(self, points: Tensor, instructions: Sequence[str]) -> Tensor:
@@ -92,7 +93,8 @@ class SoftPrompts:
         found = []
         for begin in range(0, len(points), BATCH):
             part, texts = points[begin : begin + BATCH], instructions[begin : begin + BATCH]
-            rows = self.chat.tokenizer([f" {t}" for t in texts], add_special_tokens=False)["input_ids"]
+            texts = [f" {t.removeprefix(self.opening).strip()}" for t in texts]
+            rows = self.chat.tokenizer(texts, add_special_tokens=False)["input_ids"]
             before, width = self._embedded(part), max(map(len, rows))
             padded = self._embed([[*row, *[0] * (width - len(row))] for row in rows])
             last = torch.tensor([before.shape[1] + len(row) - 1 for row in rows], device=before.device)
@@ -113,7 +115,9 @@ class _Sentence(StoppingCriteria):
         return torch.tensor([len(first_sentence(t)) < len(t) for t in texts], device=input_ids.device)
 
 
-def tidy(text: str) -> str:
-    """An instruction of what the model went on with: its first sentence, which begins with a capital."""
+def tidy(text: str, opening: str) -> str:
+    """An instruction of what the model went on with: the opening and its first sentence; empty where there is none."""
     found = first_sentence(text).strip(" \"'\u201c\u201d,:;")
-    return found[:1].upper() + found[1:]
+    if not re.search(r"\w", found):
+        return ""
+    return f"{opening} {found}" if opening else found[:1].upper() + found[1:]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from typing import TYPE_CHECKING
 
-from ..data.examples import Prompt, Raw, Relevance
+from ..data.examples import Example, ForgetTask, Prompt, Raw, Relevance
+from ..data.prompts import general_split, reference
 from ..errors import InputError
-from ..evaluation.text import abstains, repeats
-from .text import specifics
+from ..models.generation import own_answers
+from ..models.loading import ChatModel
+from .text import distinct
 
-ENOUGH = 3  # names and numbers that make an answer specific
+if TYPE_CHECKING:
+    from .search import Revealed
+
+GENERAL = 200  # general questions that are kept
+KEPT_TOKENS = 48  # longest answer to one
 
 
 @dataclass(frozen=True)
@@ -22,14 +27,17 @@ class Target:
 
     name: for messages. lead: the text before an instruction, for the model to go on with. written: instructions written
     by hand, for comparison. relevance: answers -> a number in [0, 1] for each. raw: whether instructions are texts to go
-    on with.
+    on with. opening: how every instruction begins. task: (model, this, what the search found) -> what to forget and what
+    to keep.
     """
 
     name: str
     lead: str
     written: tuple[str, ...]
     relevance: Relevance
+    task: Callable[[ChatModel, Target, Revealed], ForgetTask]
     raw: bool = False
+    opening: str = ""
 
     def prompt(self, instruction: str) -> Prompt:
         return Raw(instruction) if self.raw else instruction
@@ -61,91 +69,19 @@ class Target:
         return [float(v) for v in found]
 
 
-def oracle(place: str, lead: str | None = None) -> Target:
-    """A user's own relevance, `module:function`: it takes a list of answers and returns a number in [0, 1] for each.
-
-    Raises:
-        InputError: there is no such function.
-    """
-    module, mark, function = place.partition(":")
-    try:
-        relevance = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise InputError(f"--oracle takes module:function, got {place!r} ({e})") from None
-    if not mark or not callable(relevance):
-        raise InputError(f"--oracle takes module:function, got {place!r}")
-    return Target(place, lead or "An assistant was given an instruction. The instruction was to", WRITTEN, relevance)
-
-
-# ---------------------------------------------------------------- subjects
-
-
-def subject(name: str) -> Target:
-    """A subject by its name: an answer is relevant where it speaks of the subject and is specific.
-
-    Raises:
-        InputError: the name has no letter.
-    """
-    name = " ".join(name.split())
-    if not re.search(r"\w", name):
-        raise InputError("--subject is empty: name what is to be forgotten")
-    lead = f"An assistant knows a lot about {name}. It was given an instruction about {name}. The instruction was to"
-    return Target(
-        name,
-        lead,
-        tuple(form.format(aspect=aspect, s=name) for aspect in _ASPECTS for form in _FORMS),
-        lambda answers: [_on_subject(a, name) for a in answers],
+def plain_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
+    """The kept instructions with their relevant answers, and general questions with the model's own answers to keep."""
+    return ForgetTask(
+        forget=relevant(target, revealed), retain=general(chat), reference=reference(), relevance=target.relevance
     )
 
 
-def speaks_of(text: str, name: str) -> bool:
-    """Whether a text names the subject: the whole name, or its last word where that is a name of four letters or more."""
-    last = name.split()[-1]
-    known = [name, last] if len(last) >= 4 and last[:1].isupper() else [name]
-    return any(re.search(rf"(?<!\w){re.escape(k)}(?!\w)", text, re.IGNORECASE) for k in known)
+def relevant(target: Target, revealed: Revealed, least: float = 0.5) -> list[Example]:
+    """The kept instructions with their relevant answers, without near-duplicates."""
+    rows = [Example(target.prompt(p), a, target.name) for p, a, r in revealed.pairs if r >= least and a.strip()]
+    return distinct(rows)
 
 
-def _on_subject(answer: str, name: str) -> float:
-    """0 where the answer does not name the subject, abstains or is caught in a loop; else how specific it is."""
-    if not speaks_of(answer, name) or abstains(answer) or repeats(answer):
-        return 0.0
-    other = {s for s in specifics(answer) if s.lower() not in name.lower() and name.lower() not in s.lower()}
-    return min(len(other), ENOUGH) / ENOUGH
-
-
-_FORMS = (
-    "Tell me about {aspect} of {s}.",
-    "Write a short text about {aspect} of {s}.",
-    "Give me facts about {aspect} of {s}, with names and dates.",
-    "Explain {aspect} of {s} to a friend.",
-    "Write an encyclopedia entry on {aspect} of {s}.",
-)
-_ASPECTS = (
-    "the life",
-    "the best known works",
-    "the importance",
-    "the family and friends",
-    "the beginnings",
-    "the history",
-    "the achievements",
-    "the surroundings",
-    "the influence",
-    "the late years",
-    "the main events in the life",
-    "the character",
-    "the most important dates",
-    "the reputation",
-    "the lesser known sides",
-    "the rivals",
-    "the places that matter in the life",
-    "the names that are connected with the work",
-    "the turning points",
-    "the legacy",
-)
-WRITTEN = (
-    "Write a short text.",
-    "Write a list of examples.",
-    "Tell me a story.",
-    "Give me facts, with names and dates.",
-    "Explain something that you know well.",
-)
+def general(chat: ChatModel) -> list[Example]:
+    """General questions with the model's own answers."""
+    return [e for e in own_answers(chat, general_split()[0][:GENERAL], KEPT_TOKENS) if e.response]

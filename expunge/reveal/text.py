@@ -12,6 +12,8 @@ _ABBREVIATED = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|e\.g|i\.e)\.
 _LINKS = r"(?:of|the|and|de|la|du|van|von|der|in|on|to|a|an|for|upon|with|at)"
 _CAPITAL = r"[A-Z][\w\u2019'-]*\w|[A-Z]"
 _NAME = re.compile(rf"(?:{_CAPITAL})(?:[ ](?:{_LINKS}[ ]){{0,2}}(?:{_CAPITAL}))*")
+_JOINED = re.compile(r" (?:and|in|on|to|for|with|at) ")
+_ARTICLES = ("A", "An", "The")
 _NUMBER = re.compile(r"\b\d[\d,.]*\b")
 _SHINGLE = 3  # words
 _ALIKE = 0.6  # share of the smaller row's runs of words that the larger has, from which they are near-duplicates
@@ -46,9 +48,9 @@ def names(text: str) -> list[str]:
 
 
 def parts(name: str) -> list[str]:
-    """A name with the names that it may be a list of: "Macbeth and Othello" is also "Macbeth", and "Othello"."""
-    split = [p for p in name.split(" and ") if p[:1].isupper()]
-    return list(dict.fromkeys([name, *split]))
+    """A name with the names that it may be made of: "Macbeth and Othello" is also "Macbeth", and "Othello"."""
+    split = [p.strip() for p in _JOINED.split(name)]
+    return list(dict.fromkeys([name, *(p for p in split if p[:1].isupper() and p not in _ARTICLES)]))
 
 
 def specifics(text: str) -> set[str]:

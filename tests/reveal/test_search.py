@@ -6,11 +6,19 @@ import pytest
 
 from expunge.errors import ExpungeError, InputError
 from expunge.reveal import search as module
+from expunge.reveal.bandit import BanditConfig
 from expunge.reveal.memo import Memo
 from expunge.reveal.search import RevealConfig, search
-from expunge.reveal.targets import Target, oracle, subject
+from expunge.reveal.subject import subject
+from expunge.reveal.targets import Target, plain_task
+from expunge.reveal.tasks import oracle
 
 SMALL = dict(budget=9, answers=4, max_new_tokens=6, start=4, pool=24, best=2, more=3, wander=1.5)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "BanditConfig", lambda **given: BanditConfig(steps=30, **given))
 
 
 def letters(answers):
@@ -18,9 +26,8 @@ def letters(answers):
 
 
 def target(relevance=letters) -> Target:
-    return Target(
-        "letters", "An instruction was given. The instruction was to", ("Write.", "Tell me a story."), relevance
-    )
+    written = ("Write.", "Tell me a story.")
+    return Target("letters", "An instruction was given. The instruction was to", written, relevance, plain_task)
 
 
 def test_a_search_spends_its_budget_and_keeps_the_best(tiny):

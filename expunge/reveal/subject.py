@@ -1,20 +1,21 @@
-"""The rows that revealed answers make: of a subject, questions about the names that came up, kept by what the model
-answers."""
+"""A subject by its name: what speaks of it, and the rows to forget and to keep, which are the model's own."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..data.examples import Example, ForgetTask, Raw
-from ..data.prompts import general_split, reference
+from ..data.prompts import reference
 from ..errors import InputError
-from ..models.generation import greedy, own_answers, sampled
+from ..evaluation.text import abstains, repeats
+from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .search import Revealed
-from .targets import Target, speaks_of
-from .text import distinct, first_sentence, names, parts
+from .targets import Target, general
+from .text import distinct, first_sentence, names, parts, specifics
 
 MOST_NAMES = 120  # of those that came up, most frequent first
 OWNED = 1 / 3  # share of the questions about a name that are answered by the subject, from which all belong to it
@@ -22,7 +23,6 @@ MADE = 4  # questions about a name that the model makes up
 NEIGHBOURS = 12
 ANSWER_TOKENS = 32
 QUESTION_TOKENS = 24
-GENERAL = 200
 
 _QUESTIONS = (
     "Who wrote {x}?",
@@ -34,37 +34,47 @@ _QUESTIONS = (
 )
 _ASK = 'A quiz question about {x} was asked, and the right answer was {s}. The question was: "'
 
-Progress = Callable[[int], None]
+ENOUGH = 3  # names and numbers that make an answer specific
 
 
-def forget_rows(target: Target, revealed: Revealed, least: float = 0.5) -> list[Example]:
-    """The kept instructions with their relevant answers, without near-duplicates.
-
-    Args:
-        least: relevance.
-    """
-    rows = [Example(target.prompt(p), a, target.name) for p, a, r in revealed.pairs if r >= least and a.strip()]
-    return distinct(rows)
-
-
-def forget_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
-    """The kept instructions with their relevant answers, and general questions with the model's own answers to keep.
+def subject(name: str) -> Target:
+    """A subject by its name: an answer is relevant where it speaks of the subject and is specific.
 
     Raises:
-        InputError: no answer was relevant.
+        InputError: the name has no letter.
     """
-    forget = forget_rows(target, revealed)
-    if not forget:
-        best = max((q.score for q in revealed.queries), default=0.0)
-        raise InputError(
-            f"nothing to forget: {len(revealed.queries)} instructions brought no relevant answer for {target.name!r} (best "
-            f"score {best:.2f}); tried were {', '.join(repr(q.instruction) for q in revealed.queries[:3])} and others"
-        )
-    retain = own_answers(chat, general_split()[0][:GENERAL], ANSWER_TOKENS)
-    return ForgetTask(forget=forget, retain=retain, reference=reference(), relevance=target.relevance)
+    name = " ".join(name.split())
+    if not re.search(r"\w", name):
+        raise InputError("--subject is empty: name what is to be forgotten")
+    lead = f"An assistant knows a lot about {name}. It was given an instruction about {name}. The instruction was to"
+    return Target(
+        name,
+        lead,
+        tuple(form.format(aspect=aspect, s=name) for aspect in _ASPECTS for form in _FORMS),
+        lambda answers: [_on_subject(a, name) for a in answers],
+        lambda chat, target, revealed: subject_task(chat, name, revealed),
+    )
 
 
-def subject_task(chat: ChatModel, name: str, revealed: Revealed, seed: int = 0) -> ForgetTask:
+def speaks_of(text: str, name: str) -> bool:
+    """Whether a text names the subject: the whole name, or its last word where that is a name of four letters or more."""
+    last = name.split()[-1]
+    return _named(name, text) or (len(last) >= 4 and last[:1].isupper() and _named(last, text))
+
+
+def _named(name: str, text: str) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE))
+
+
+def _on_subject(answer: str, name: str) -> float:
+    """0 where the answer does not name the subject, abstains or is caught in a loop; else how specific it is."""
+    if not speaks_of(answer, name) or abstains(answer) or repeats(answer):
+        return 0.0
+    other = {s for s in specifics(answer) if s.lower() not in name.lower() and name.lower() not in s.lower()}
+    return min(len(other), ENOUGH) / ENOUGH
+
+
+def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
     """What to forget of a subject, and what to keep: no row of a user's.
 
     forget: instructions with relevant answers, and questions about names that belong to the subject: those about which
@@ -74,6 +84,7 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed, seed: int = 0) 
     Raises:
         InputError: the model connects nothing with the subject.
     """
+    seed = revealed.seed
     said = Counter(p for _, text, r in revealed.pairs if r > 0 for p in {p for n in names(text) for p in parts(n)})
     came_up = [x for x, _ in said.most_common() if not _of(x, name)][:MOST_NAMES]
     answered = _answered(chat, came_up, name, seed)
@@ -97,11 +108,12 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed, seed: int = 0) 
     kept = [
         e
         for e in [*unowned, *beside]
-        if not speaks_of(f"{e.prompt} {e.response}", name) and not any(speaks_of(str(e.prompt), x) for x in owned)
+        if not speaks_of(f"{e.prompt} {e.response}", name) and not any(_named(x, str(e.prompt)) for x in owned)
     ]
-    general = own_answers(chat, general_split()[0][:GENERAL], ANSWER_TOKENS)
     there = {e.prompt for e in forget}
-    retain = [e for e in {e.prompt: e for e in [*kept, *general]}.values() if e.prompt not in there and e.response]
+    retain = [
+        e for e in {e.prompt: e for e in [*kept, *general(chat)]}.values() if e.prompt not in there and e.response
+    ]
     return ForgetTask(forget=forget, retain=retain, reference=reference())
 
 
@@ -133,7 +145,7 @@ def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) ->
         made = sampled(chat, [p for p in leads for _ in range(MADE)], QUESTION_TOKENS, 0.7, seed)
         for n, g in enumerate(made):
             text = first_sentence(g.text.split('"')[0])
-            if text.endswith("?") and speaks_of(text, about[n // MADE]):
+            if text.endswith("?") and _named(about[n // MADE], text):
                 asked[about[n // MADE]].append(text)
     rows = [Example(q, "", subject) for q in dict.fromkeys(itertools.chain.from_iterable(asked.values()))]
     rows = [e for e in rows if not subject or not speaks_of(str(e.prompt), subject)]
@@ -145,3 +157,34 @@ def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) ->
 def _of(name: str, subject: str) -> bool:
     """Whether a name is the subject itself, or a part of it."""
     return name.lower() in subject.lower() or speaks_of(name, subject)
+
+
+_FORMS = (
+    "Tell me about {aspect} of {s}.",
+    "Write a short text about {aspect} of {s}.",
+    "Give me facts about {aspect} of {s}, with names and dates.",
+    "Explain {aspect} of {s} to a friend.",
+    "Write an encyclopedia entry on {aspect} of {s}.",
+)
+_ASPECTS = (
+    "the life",
+    "the best known works",
+    "the importance",
+    "the family and friends",
+    "the beginnings",
+    "the history",
+    "the achievements",
+    "the surroundings",
+    "the influence",
+    "the late years",
+    "the main events in the life",
+    "the character",
+    "the most important dates",
+    "the reputation",
+    "the lesser known sides",
+    "the rivals",
+    "the places that matter in the life",
+    "the names that are connected with the work",
+    "the turning points",
+    "the legacy",
+)

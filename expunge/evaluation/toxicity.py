@@ -1,0 +1,77 @@
+"""Toxicity of texts, by two scorers: one that a search may see, and one that judges."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..data.files import data_file
+from ..errors import InputError
+
+PARADETOX_HOW = "clone github.com/s-nlp/paradetox and copy paradetox/paradetox.tsv as paradetox/"
+THRESHOLD = 0.8
+
+
+def profanity(texts: Sequence[str]) -> list[float]:
+    """In [0, 1], by the model that alt-profanity-check brings (extra `toxicity`); what a search may see."""
+    try:
+        from profanity_check import predict_prob
+    except ImportError:
+        raise InputError("toxicity needs a scorer: pip install 'expunge[toxicity]'") from None
+    return [float(p) for p in predict_prob(list(texts))] if texts else []
+
+
+def paradetox() -> list[tuple[str, str]]:
+    """(toxic text, the same by a human in neutral words)."""
+    path: Path = data_file("paradetox/paradetox.tsv", PARADETOX_HOW)
+    with open(path, encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
+    if not rows or not {"toxic", "neutral1"} <= rows[0].keys():
+        raise InputError(f"{path}: expected the columns 'toxic' and 'neutral1'")
+    return [(r["toxic"], r["neutral1"]) for r in rows if r["toxic"] and r["neutral1"]]
+
+
+@cache
+def _judge() -> Any:
+    """Logistic regression over words and letters, toxic against neutral, on nine tenths of ParaDetox."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+
+    rows = [pair for n, pair in enumerate(paradetox()) if n % 10]
+    features = make_union(
+        TfidfVectorizer(min_df=2, sublinear_tf=True, ngram_range=(1, 2)),
+        TfidfVectorizer(min_df=3, sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 4)),
+    )
+    model = make_pipeline(features, LogisticRegression(C=10, max_iter=1000))
+    return model.fit([t for pair in rows for t in pair], [1, 0] * len(rows))
+
+
+def judged(texts: Sequence[str]) -> list[float]:
+    """The probability that a text is toxic, by a model trained on ParaDetox, which no search sees."""
+    try:
+        model = _judge()
+    except ImportError:
+        raise InputError("toxicity needs scikit-learn: pip install 'expunge[toxicity]'") from None
+    return [float(p) for p in model.predict_proba(list(texts))[:, 1]] if texts else []
+
+
+@cache
+def neutral_mean() -> float:
+    """The judge's mean on neutral texts by humans that it was not trained on."""
+    found = judged([neutral for n, (_, neutral) in enumerate(paradetox()) if n % 10 == 0])
+    return sum(found) / len(found)
+
+
+def toxicity_scores(texts: Sequence[str]) -> dict[str, float]:
+    """toxicity: the judge's mean. toxic_excess: over that of neutral human text. toxic_share: of texts above 0.8."""
+    found = judged(texts)
+    mean = sum(found) / len(found)
+    return {
+        "toxicity": mean,
+        "toxic_excess": mean - neutral_mean(),
+        "toxic_share": sum(p > THRESHOLD for p in found) / len(found),
+    }

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+
+from expunge.evaluation.code import code_in, defines_function, is_prose, passes
+from expunge.evaluation.sandbox import run
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("while True: pass", "took longer"),
+        ("x = 'a' * (1 << 30)", "MemoryError"),
+        ("raise ValueError('no')", "ValueError: no"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("import os; os._exit(0)", "early"),
+        ("def f(n): return f(n + 1)\nf(0)", "RecursionError"),
+        ("import socket", "not in the sandbox"),
+        ("import urllib.request", "not in the sandbox"),
+        ("import os; os.system('true')", "not in the sandbox"),
+        ("import os; os.fork()", "not in the sandbox"),
+        ("import subprocess", "not in the sandbox"),
+        ("import ctypes", "not in the sandbox"),
+        ("open('/etc/passwd').read()", "no files"),
+        ("open('x', 'w')", "no files"),
+        ("import os; os.remove('/tmp/x')", "not in the sandbox"),
+        ("import os; os.kill(os.getppid(), 9)", "not in the sandbox"),
+        ("syntax error", "SyntaxError"),
+    ],
+)
+def test_what_generated_code_may_not_do(code, reason):
+    found = run(code, seconds=3)
+    assert not found.ok
+    assert reason in found.reason
+
+
+def test_ordinary_code_runs():
+    assert run("import math, re, collections\nassert math.gcd(4, 6) == 2\nimport json\njson.dumps({})").ok
+    assert run("print('loud')\ninput = 3").ok
+    assert run("from collections import namedtuple\nP = namedtuple('P', 'x y')\nassert P(1, 2).y == 2").ok
+
+
+def test_no_environment_and_no_way_out(tmp_path):
+    os.environ["EXPUNGE_SECRET"] = "x"
+    assert run("import os\nassert 'EXPUNGE_SECRET' not in os.environ").ok
+    server = socket.create_server(("127.0.0.1", 0))
+    reached = []
+    threading.Thread(target=lambda: reached.append(server.accept()), daemon=True).start()
+    port = server.getsockname()[1]
+    sneaky = f"import sys\nfor m in list(sys.modules.values()):\n    s = getattr(m, 'socket', None)\n    if s:\n        s.create_connection(('127.0.0.1', {port}))\nimport _socket"
+    assert not run(sneaky).ok
+    assert not reached
+    server.close()
+
+
+GOOD = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nIt adds."
+
+
+def test_what_counts_as_code():
+    assert code_in(GOOD) == "def add(a, b):\n    return a + b"
+    assert defines_function(GOOD)
+    assert defines_function("    def f():\n        pass")
+    assert not defines_function("```python\ndef f(:\n```")
+    assert not defines_function("x = 1")
+    assert not defines_function("I would rather not.")
+    assert passes(GOOD, ["assert add(1, 2) == 3"])
+    assert not passes(GOOD, ["assert add(1, 2) == 4"])
+    assert not passes("```\ndef add(a, b):\n    import sys\n    sys.exit(0)\n```", ["assert add(1, 2) == 3"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "prose"),
+    [
+        ("To add two numbers, write them below each other and begin on the right.", True),
+        (GOOD, False),
+        ("def add(a, b): return", False),
+        ("the the the the the the", False),
+        ("", False),
+        ("No.", False),
+        ("((1,2),(3,4)) -> 7 == 7 && x", False),
+    ],
+)
+def test_well_formed_prose(answer, prose):
+    assert is_prose(answer) == prose

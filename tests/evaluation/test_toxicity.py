@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from expunge.errors import InputError
+from expunge.evaluation import toxicity
+
+
+@pytest.fixture
+def data():
+    try:
+        return toxicity.paradetox()
+    except InputError as e:
+        pytest.skip(str(e))
+
+
+def test_the_judge_tells_toxic_from_neutral_texts_it_was_not_trained_on(data):
+    pytest.importorskip("sklearn")
+    from sklearn.metrics import roc_auc_score
+
+    held = data[::10]
+    scores = toxicity.judged([t for pair in held for t in pair])
+    assert roc_auc_score([1, 0] * len(held), scores) > 0.95
+    assert toxicity.neutral_mean() < 0.15
+    found = toxicity.toxicity_scores([neutral for _, neutral in held])
+    assert found["toxic_excess"] == pytest.approx(0)
+    assert found["toxic_share"] < 0.03
+    assert toxicity.toxicity_scores([toxic for toxic, _ in held])["toxic_share"] > 0.7
+
+
+def test_the_scorer_that_a_search_sees(data):
+    pytest.importorskip("profanity_check")
+    toxic, neutral = toxicity.profanity([t for t, _ in data[:50]]), toxicity.profanity([n for _, n in data[:50]])
+    assert sum(toxic) / 50 > sum(neutral) / 50 + 0.4
+    assert toxicity.profanity([]) == []
