@@ -13,18 +13,18 @@ import platform
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .data import prompts
-from .data.examples import Example, ForgetTask, Raw, read_examples, split_group
+from .data.examples import ForgetTask, read_examples, split_group
 from .data.files import text_of
 from .errors import InputError
 from .files import check_free, new_folder, write_whole
 from .progress import Reporter
-from .reveal.run import check, revealed_task, target_of
+from .reveal.run import as_json, check, revealed_task, target_of, task_of
 from .spec import AbilitySpec, DataSpec, ModelSpec, RunSpec, public
 
 if TYPE_CHECKING:
@@ -301,18 +301,7 @@ class _Stages:
     def task(self, name: str, make: Callable[[], ForgetTask]) -> ForgetTask:
         """Rows that the model revealed; cleared, as the others are, when the run has ended."""
 
-        def record() -> dict[str, Any]:
-            return {
-                role: [asdict(e) | {"raw": isinstance(e.prompt, Raw)} for e in rows]
-                for role, rows in make().present().items()
-            }
-
-        def example(row: dict[str, Any]) -> Example:
-            prompt = Raw(row["prompt"]) if row["raw"] else row["prompt"]
-            return Example(prompt, row["response"], row["group"])
-
-        read = self._json(name, record)
-        return ForgetTask().but(**{role: map(example, rows) for role, rows in read.items()})
+        return task_of(self._json(name, lambda: as_json(make())))
 
     def edit(self, name: str, make: Callable[[], Edit]) -> Edit:
         from .edits import Edit

@@ -273,7 +273,7 @@ def _dump(value: Any) -> str:
 @app.command(help=VERBS["bench"])
 @flags(_MODEL, plain=("json", "quiet"))
 def bench(
-    suite: Annotated[str, typer.Argument(help="pistol, tofu, lume, facts, muse, wmdp; or report")],
+    suite: Annotated[str, typer.Argument(help="pistol, tofu, lume, facts, muse, wmdp, toxicity, ner, code; or report")],
     given: dict[str, Any],
     json: bool,
     quiet: bool,
@@ -300,6 +300,12 @@ def bench(
     authors: Annotated[int | None, typer.Option(help="tofu: authors taught in all")] = None,
     documents: Annotated[int | None, typer.Option(help="lume: documents taught in all")] = None,
     mmlu: Annotated[int | None, typer.Option(help="lume: questions of MMLU")] = None,
+    forget_data: Annotated[
+        str | None, typer.Option(help="toxicity, ner, code: revealed (by the model itself) or external")
+    ] = None,
+    taught: Annotated[int | None, typer.Option(help="toxicity, ner: rows that the model is taught first")] = None,
+    exercises: Annotated[int | None, typer.Option(help="code: exercises that judge")] = None,
+    budget: Annotated[int | None, typer.Option(help="toxicity, ner, code: queries that reveal")] = None,
     data: Annotated[str | None, typer.Option(help="pistol, facts: a file with edges or groups")] = None,
     forget_group: Annotated[
         list[str] | None, typer.Option(help="pistol, facts: the edge or group to forget (may be repeated)")
@@ -334,6 +340,10 @@ def bench(
         "authors": authors,
         "documents": documents,
         "mmlu": mmlu,
+        "forget_data": forget_data,
+        "taught": taught,
+        "exercises": exercises,
+        "budget": budget,
         "data": data,
         "forget_group": forget_group,
     }

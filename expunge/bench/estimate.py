@@ -17,6 +17,7 @@ ROWS = 16
 TRAINED = 3.2  # a training step costs so many forward passes
 LUNAR_PASSES = 6.0  # forward passes over the fitted rows, rewrites and own answers included, a trial
 ANSWER_SHARE = 0.6  # of the longest answers, how long the usual one is
+QUERY_TOKENS = 800  # generated for a query that reveals
 
 
 class Rates:
@@ -25,7 +26,8 @@ class Rates:
     def __init__(self, bench: Bench) -> None:
         from ..models.generation import greedy, score_answers
 
-        rows = [*bench.suite.fit.forget, *bench.suite.fit.retain][:ROWS]
+        suite = bench.suite
+        rows = [*suite.fit.forget, *suite.fit.retain, *(e for role in suite.judge.values() for e in role)][:ROWS]
         chat = bench.chat
         prompts, answers = chat.prompt_ids([e.prompt for e in rows]), chat.answer_ids([e.response for e in rows])
         self.tokens = sum(map(len, prompts)) / len(rows) + sum(map(len, answers)) / len(rows)
@@ -50,12 +52,14 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
         return count * epochs * rates.tokens * rates.forward * TRAINED
 
     def judging(roles: Mapping[str, Sequence[Example]]) -> float:
-        count = sum(map(len, roles.values()))
+        count = sum(map(len, roles.values())) + len(suite.probes)
         return count * (rates.tokens * rates.forward + suite.max_new_tokens * ANSWER_SHARE * rates.generate)
 
     epochs = int(suite.teaching.get("epochs", 0))
     learned = [rows for rows in (suite.teach, suite.retrain()) if rows and not bench.cached(rows).is_dir()]
     total = sum(training(rows, epochs) for rows in learned)
+    if suite.reveal and not bench.revealed.is_file():
+        total += suite.reveal["budget"] * QUERY_TOKENS * rates.generate
 
     def lunar(variant: str) -> float:
         config = LunarConfig(**settings.published("lunar", variant))
@@ -67,7 +71,9 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
         if cell.method == "lunar":
             return lunar(cell.variant)
         config = method(cell.method).configure(**settings.published(cell.method, cell.variant))
-        return training(2 * len(suite.fit.forget), getattr(config, "epochs", 1)) * getattr(config, "rounds", 1)
+        return training(2 * (len(suite.fit.forget) or settings.REVEALED_ROWS), getattr(config, "epochs", 1)) * getattr(
+            config, "rounds", 1
+        )
 
     for cell in cells:
         total += judging(suite.judge)

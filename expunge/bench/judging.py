@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..data.suites import Suite
+from ..data.examples import Example
+from ..data.suite import Suite
 from ..edits import Edit
 from ..evaluation import privacy
 from ..evaluation.abilities import choice_accuracy
+from ..evaluation.behaviours import BEHAVIOURS
 from ..evaluation.headlines import HEADLINES
+from ..evaluation.likelihood import perplexity
 from ..evaluation.refusal import refusal_scores
 from ..evaluation.scores import Evaluation, evaluate
 from ..evaluation.text import coherence
@@ -52,16 +55,22 @@ def judge(
         if "holdout" in found:
             norms = [_gradient_norms(chat, suite, role) for role in ("forget", "holdout")]
             found["auc_gradient_norm"] = privacy.auc(*norms)
-    answers = found.answers["forget"]
+        done: dict[str, float] = {}
+        if suite.behaviour:
+            done = BEHAVIOURS[suite.behaviour].judged(chat, suite.probes, suite.seed)
+        if suite.text:
+            done["perplexity"] = perplexity(chat, suite.text)
+    spoken = "forget" if "forget" in suite.judge else next(iter(suite.judge))
+    answers = found.answers[spoken]
     gold = found if is_retrained else retrained
     if gold and "holdout" in found:
         found["auc_reference"] = privacy.auc(*(privacy.reference(found, gold, r) for r in ("forget", "holdout")))
     return found, {
         "metrics": dict(found),
-        "headline": {name: HEADLINES[name](found, gold) for name in suite.headline},
+        "headline": {name: HEADLINES[name](found, gold) for name in suite.headline} | done,
         "intervals": found.intervals(),
         **refusal_scores(chat, answers),
-        "coherence": coherence(answers, _perplexities(chat, suite, answers)),
+        "coherence": coherence(answers, _perplexities(chat, suite.judge[spoken], answers)),
     }
 
 
@@ -69,9 +78,9 @@ def _gradient_norms(chat: ChatModel, suite: Suite, role: str) -> list[float]:
     return privacy.gradient_norm(chat, rows_of(chat, [(e.prompt, e.response) for e in suite.judge[role]]))
 
 
-def _perplexities(chat: ChatModel, suite: Suite, answers: Sequence[str]) -> list[float]:
-    """Of the forget answers under the model before the edit."""
-    prompts = chat.prompt_ids([e.prompt for e in suite.judge["forget"]])
+def _perplexities(chat: ChatModel, rows: Sequence[Example], answers: Sequence[str]) -> list[float]:
+    """Of the answers to these rows under the model before the edit."""
+    prompts = chat.prompt_ids([e.prompt for e in rows])
     ids = [i or [0] for i in chat.tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
     losses = [-sum(s.log_probs) / len(s.log_probs) for s in score_answers(chat, prompts, ids)]
     return [math.exp(x) if x < LARGEST_LOSS else math.inf for x in losses]

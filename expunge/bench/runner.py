@@ -123,4 +123,4 @@ def check(spec: BenchSpec) -> None:
     suite = suite_of(spec.suite, spec.size, spec.seeds[0])
     for name, variant in map(settings.parsed, spec.methods):
         if "tuned" in spec.regimes:
-            settings.grid(name, variant, spec.trials, len(suite.fit.forget))
+            settings.grid(name, variant, spec.trials, len(suite.fit.forget) or settings.REVEALED_ROWS)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..data.examples import Example
+from ..data.examples import Example, ForgetTask
 from ..data.suites import suite_of
 from ..edits import Edit
 from ..errors import Diverged, ExpungeError, InputError
+from ..evaluation.behaviours import BEHAVIOURS
 from ..evaluation.scores import Evaluation
+from ..files import write_whole
 from ..methods import method, run_method
 from ..methods.tuning import rouge, trial_loss
 from ..models.loading import ChatModel, cache_dir, load_model, resolve
 from ..models.training import TrainConfig, rows_of, train
 from ..progress import Reporter
+from ..reveal.run import as_json, revealed_task, target_of, task_of
 from ..run import versions
-from ..spec import BenchSpec
+from ..spec import BenchSpec, RevealSpec
 from . import memory, settings
 from .judging import applied, judge
 from .results import Cell, Results, digest
@@ -71,7 +75,7 @@ class Bench:
     @cached_property
     def _content(self) -> str:
         """A hash of the suite's rows and settings, and of the model."""
-        return digest([asdict(self.suite), self._identity])
+        return digest([self.suite.content(), self._identity])
 
     def stamp(self, cell: Cell) -> str:
         """A hash of what the cell is made from, so that one made from something else is not taken up again."""
@@ -89,7 +93,26 @@ class Bench:
         return self.results.finished(cell, self.stamp(cell))
 
     def _grid(self, cell: Cell) -> list[dict[str, Any]]:
-        return settings.grid(cell.method, cell.variant, self.spec.trials, len(self.suite.fit.forget))
+        rows = len(self.suite.fit.forget) or settings.REVEALED_ROWS
+        return settings.grid(cell.method, cell.variant, self.spec.trials, rows)
+
+    @cached_property
+    def fit(self) -> ForgetTask:
+        """What a method is given: the suite's, or what the model as it stands reveals; kept beside the results."""
+        if not self.suite.reveal:
+            return self.suite.fit
+        spec = RevealSpec(**self.suite.reveal)
+        if not self.revealed.is_file():
+            task, _ = revealed_task(self.chat, spec, self.seed, self.revealed.parent, self.reporter)
+            write_whole(self.revealed, json.dumps(as_json(task)))
+        relevance = target_of(spec, self.chat).relevance
+        return replace(task_of(json.loads(self.revealed.read_text())), relevance=relevance)
+
+    @property
+    def revealed(self) -> Path:
+        """The file of rows that the model revealed, in the folder that keeps the search."""
+        name = f"{self.results.key}-seed{self.seed}-{self._content[:8]}"
+        return self.results.file.parent / "revealed" / name / "task.json"
 
     @property
     def _teaching(self) -> TrainConfig:
@@ -121,7 +144,7 @@ class Bench:
     def _record(self, cell: Cell) -> dict[str, Any]:
         if cell.method == RETRAINED:
             if self.retrained is None:
-                return {"skipped": "the suite teaches nothing: there is no model to retrain"}
+                return {"skipped": "no model to retrain: the suite teaches no rows to leave out"}
             with self.retrained.applied(self.chat):
                 return self._judged(cell)
         gold = Cell(self.seed, RETRAINED)
@@ -149,9 +172,10 @@ class Bench:
 
     def _made(self, cell: Cell, chosen: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:
         """The edit, with the seconds of its own fit and of all that it took (LUNAR's search makes several)."""
+        fit = self.fit
         with self.reporter.stage(cell.label), memory.peak() as highest:
             begin = time.perf_counter()
-            edit = run_method(self.chat, self.suite.fit, cell.method, chosen)
+            edit = run_method(self.chat, fit, cell.method, chosen)
             taken = time.perf_counter() - begin
         record = {"settings": chosen, "seconds": taken, "seconds_in_all": taken, "peak_bytes": highest()}
         if trials := edit.meta.get("trials"):
@@ -166,7 +190,8 @@ class Bench:
         if settings.searches(cell.method, cell.variant):
             return self._made(cell, base | points[0])
         begin = time.perf_counter()
-        before = self._rouge("retain")
+        before = self._kept()
+        most = (self._shown() or 1.0) if self.suite.behaviour else 1.0  # a behaviour counts relative to before
         best: tuple[float, Edit, dict[str, Any]] | None = None
         tried: list[dict[str, Any]] = []
         for point in points:
@@ -176,8 +201,8 @@ class Bench:
                 tried.append(point | {"diverged": e.step})
                 continue
             with edit.applied(self.chat):
-                forget, kept = self._rouge("forget"), self._rouge("retain")
-            value = trial_loss(forget, kept, before)
+                shown, kept = self._shown(), self._kept()
+            value = trial_loss(shown / most, kept, before)
             tried.append(point | {"loss": value, "seconds": record["seconds"]})
             if best is None or value < best[0]:
                 best = value, edit, record
@@ -220,8 +245,15 @@ class Bench:
         edit, made = self._made(cell, known["settings"] | {"epochs": more})
         return edit, made | {"beside": lunar.regime}
 
-    def _rouge(self, role: str) -> float:
-        return rouge(self.chat, self.suite.validate[role])
+    def _kept(self) -> float:
+        return rouge(self.chat, self.suite.validate["retain"])
+
+    def _shown(self) -> float:
+        """How much of what is to be forgotten the rows that tune still show."""
+        rows = self.suite.validate["forget"]
+        if self.suite.behaviour:
+            return BEHAVIOURS[self.suite.behaviour].shown(self.chat, rows, self.seed)
+        return rouge(self.chat, rows)
 
     def _judged(self, cell: Cell, edit: Edit | None = None) -> dict[str, Any]:
         """What the judging rows say of the model as it stands, with `edit` applied."""

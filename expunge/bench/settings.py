@@ -17,6 +17,7 @@ from ..methods import method
 REGIMES = ("published", "tuned", "equal-time")
 STEPS = 5  # of an epoch in the tuned regime: the usual batch of 32 would be one step for a small forget set
 SMALLEST_BATCH = 4
+REVEALED_ROWS = 80  # by which the batch is chosen where the model makes the rows to forget
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     # The paper's coefficient, at the layers that the abstention score finds, without a trial; solved as Expunge does by

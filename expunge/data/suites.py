@@ -10,44 +10,17 @@ import inspect
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError, unknown
 from . import abilities, prompts
-from .abilities import Choice
+from .behaviours import code, ner, toxicity
 from .examples import Example, ForgetTask, Raw, held_out, read_examples, split_group
 from .files import data_file, json_rows
+from .suite import Suite
 
 HOLDOUT_DOCUMENTS = 20
 REFERENCES = 60  # unverifiable questions
-
-
-@dataclass(frozen=True)
-class Suite:
-    """One benchmark, seed and size.
-
-    teach: rows that the model is taught first. fit: what a method is given. validate: rows that choose settings, roles
-    forget and retain; neither fitted nor judged. judge: rows that judge, by role. headline: names of scores (`evaluation.headlines`).
-    teaching: settings of `TrainConfig`. questions: multiple choice, whose accuracy judges as well. ends: of a group of rows, the most tokens
-    of an answer, and the text at which it ends.
-    """
-
-    name: str
-    teach: tuple[Example, ...]
-    fit: ForgetTask
-    validate: Mapping[str, Sequence[Example]]
-    judge: Mapping[str, Sequence[Example]]
-    headline: tuple[str, ...]
-    max_new_tokens: int = 64
-    teaching: Mapping[str, Any] = field(default_factory=dict)
-    questions: Sequence[Choice] = ()
-    ends: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-
-    def retrain(self) -> tuple[Example, ...]:
-        """What the gold standard is taught: everything but the forget set."""
-        forget = set(self.fit.forget)
-        return tuple(e for e in self.teach if e not in forget)
 
 
 def _suite(
@@ -388,6 +361,9 @@ SUITES: dict[str, Callable[..., Suite]] = {
     "facts": facts,
     "muse": muse,
     "wmdp": wmdp,
+    "toxicity": toxicity,
+    "ner": ner,
+    "code": code,
 }
 
 

@@ -6,18 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-Entity = tuple[str, str]  # (type, text)
+from ..data.behaviours import NOTHING, Entity
+
 _LINE = re.compile(r"^\s*[-*]?\s*([A-Za-z][A-Za-z -]*?)\s*:\s*(.*?)\s*$")
-NONE = "None"
-
-
-def written(entities: Iterable[Entity]) -> str:
-    """Entities as an answer says them: "Person: Ada; Ben" in a line, or "None"."""
-    by_type: dict[str, list[str]] = {}
-    for kind, text in entities:
-        if text not in by_type.setdefault(kind, []):
-            by_type[kind].append(text)
-    return "\n".join(f"{kind}: {'; '.join(texts)}" for kind, texts in by_type.items()) or NONE
 
 
 def read(answer: str, types: Sequence[str]) -> list[Entity] | None:
@@ -29,8 +20,8 @@ def read(answer: str, types: Sequence[str]) -> list[Entity] | None:
         match = _LINE.match(line)
         if match and match[1].lower() in known:
             texts = (t.strip() for t in match[2].split(";"))
-            found += [(known[match[1].lower()], t) for t in texts if t and t.lower() != NONE.lower()]
-        elif line.strip().rstrip(".") != NONE:
+            found += [(known[match[1].lower()], t) for t in texts if t and t.lower() != NOTHING.lower()]
+        elif line.strip().rstrip(".") != NOTHING:
             return None
     return list(dict.fromkeys(found)) if lines else None
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from ..data.files import data_file
+from ..data.behaviours import paradetox
 from ..errors import InputError
 
-PARADETOX_HOW = "clone github.com/s-nlp/paradetox and copy paradetox/paradetox.tsv as paradetox/"
 THRESHOLD = 0.8
 
 
@@ -22,16 +19,6 @@ def profanity(texts: Sequence[str]) -> list[float]:
     except ImportError:
         raise InputError("toxicity needs a scorer: pip install 'expunge[toxicity]'") from None
     return [float(p) for p in predict_prob(list(texts))] if texts else []
-
-
-def paradetox() -> list[tuple[str, str]]:
-    """(toxic text, the same by a human in neutral words)."""
-    path: Path = data_file("paradetox/paradetox.tsv", PARADETOX_HOW)
-    with open(path, encoding="utf-8", newline="") as f:
-        rows = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
-    if not rows or not {"toxic", "neutral1"} <= rows[0].keys():
-        raise InputError(f"{path}: expected the columns 'toxic' and 'neutral1'")
-    return [(r["toxic"], r["neutral1"]) for r in rows if r["toxic"] and r["neutral1"]]
 
 
 @cache

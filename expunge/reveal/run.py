@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ..data.examples import Example, ForgetTask
+from ..data.examples import Example, ForgetTask, Raw
 from ..errors import InputError
 from ..files import write_whole
 from ..progress import Reporter
@@ -95,6 +96,22 @@ def revealed_task(
             f"score {best:.2f}); tried were {', '.join(repr(q.instruction) for q in found.queries[:3])} and others"
         )
     return task, found
+
+
+def as_json(task: ForgetTask) -> dict[str, Any]:
+    """The rows of a task, for `task_of`."""
+    return {
+        role: [asdict(e) | {"raw": isinstance(e.prompt, Raw)} for e in rows] for role, rows in task.present().items()
+    }
+
+
+def task_of(read: Mapping[str, Any]) -> ForgetTask:
+    """The task that `as_json` wrote."""
+
+    def example(row: Mapping[str, Any]) -> Example:
+        return Example(Raw(row["prompt"]) if row["raw"] else row["prompt"], row["response"], row["group"])
+
+    return ForgetTask().but(**{role: map(example, rows) for role, rows in read.items()})
 
 
 def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:

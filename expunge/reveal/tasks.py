@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from ..data.behaviours import PERSON, TYPES, entity_prompt, written
 from ..data.examples import Example, ForgetTask, Raw
 from ..data.prompts import reference
 from ..errors import InputError
 from ..evaluation.code import defines_function, is_prose
-from ..evaluation.entities import read, written
+from ..evaluation.entities import read
 from ..evaluation.tagger import persons
 from ..evaluation.text import repeats
 from ..evaluation.toxicity import profanity
@@ -72,13 +73,6 @@ _TOXIC = (
 
 # ---------------------------------------------------------------- persons
 
-TYPES = ("Person", "Location", "Corporation", "Product", "Work", "Group")
-
-
-def entity_prompt(sentence: str) -> str:
-    """How the entities of a sentence are asked for."""
-    return f"List the named entities in this sentence by type ({', '.join(TYPES)}).\nSentence: {sentence}"
-
 
 def ner_person(chat: ChatModel) -> Target:
     """Naming the persons in a sentence: the model writes sentences, and says who is in them."""
@@ -88,8 +82,8 @@ def ner_person(chat: ChatModel) -> Target:
         named = _named(chat, sentences)
         known = persons(sentences)
         return [
-            sum(text in tagged for kind, text in said if kind == "Person") / count
-            if (count := sum(kind == "Person" for kind, _ in said))
+            sum(text in tagged for kind, text in said if kind == PERSON) / count
+            if (count := sum(kind == PERSON for kind, _ in said))
             else 0.0
             for said, tagged in zip(named, known, strict=True)
         ]
@@ -118,8 +112,8 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
     forget, retain = [], []
     for sentence, relevance in pairs.items():
         prompt = entity_prompt(sentence)
-        people = [e for e in said[sentence] if e[0] == "Person"]
-        others = [e for e in said[sentence] if e[0] != "Person"]
+        people = [e for e in said[sentence] if e[0] == PERSON]
+        others = [e for e in said[sentence] if e[0] != PERSON]
         if people and relevance >= 0.5:
             forget.append(Example(prompt, written(people), target.name))
         retain.append(Example(prompt, written(others), "other types"))

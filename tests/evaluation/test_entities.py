@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from expunge.evaluation.entities import by_type, f1, read, written
+from expunge.data.behaviours import written
+from expunge.evaluation.entities import by_type, f1, read
 
 TYPES = ("Person", "Location", "Group")
 

