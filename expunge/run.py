@@ -24,7 +24,7 @@ from .data.files import text_of
 from .errors import InputError
 from .files import check_free, new_folder, write_whole
 from .progress import Reporter
-from .reveal.run import as_json, check, revealed_task, target_of, task_of
+from .reveal.run import as_json, check, revealed_task, shown_by, task_of
 from .spec import AbilitySpec, DataSpec, ModelSpec, RunSpec, public
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
             fit,
             forget=shown.forget,
             retain=fit.retain or shown.retain,
-            relevance=target_of(spec.reveal, chat).relevance,
+            relevance=shown_by(spec.reveal, chat),
         )
         judge = judge.but(forget=fit.forget, retain=judge.retain or fit.retain[:JUDGED_ROWS])
 

@@ -24,7 +24,7 @@ from ..methods.tuning import rouge, trial_loss
 from ..models.loading import ChatModel, cache_dir, load_model, resolve
 from ..models.training import TrainConfig, rows_of, train
 from ..progress import Reporter
-from ..reveal.run import as_json, revealed_task, target_of, task_of
+from ..reveal.run import as_json, revealed_task, shown_by, task_of
 from ..run import versions
 from ..spec import BenchSpec, RevealSpec
 from . import memory, settings
@@ -105,7 +105,7 @@ class Bench:
         if not self.revealed.is_file():
             task, _ = revealed_task(self.chat, spec, self.seed, self.revealed.parent, self.reporter)
             write_whole(self.revealed, json.dumps(as_json(task)))
-        relevance = target_of(spec, self.chat).relevance
+        relevance = shown_by(spec, self.chat)
         return replace(task_of(json.loads(self.revealed.read_text())), relevance=relevance)
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ..data.examples import Example, ForgetTask, Raw
+from ..data.examples import Example, ForgetTask, Raw, Relevance
 from ..errors import InputError
 from ..files import write_whole
 from ..progress import Reporter
@@ -61,6 +61,12 @@ def target_of(spec: RevealSpec, chat: ChatModel | None) -> Target:
         return oracle(spec.oracle)
     assert chat
     return TASKS[str(spec.task)](chat)
+
+
+def shown_by(spec: RevealSpec, chat: ChatModel) -> Relevance:
+    """How much answers show of what is to be forgotten."""
+    target = target_of(spec, chat)
+    return target.shown or target.relevance
 
 
 def revealed_task(

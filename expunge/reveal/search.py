@@ -42,7 +42,7 @@ class RevealConfig(BaseModel):
     weight: float = Field(0.5, ge=0, le=1, description="alpha: of diversity against relevance")
     start: int = Field(40, ge=1, description="random points scored first (at most two fifths of the budget)")
     rounds: int = Field(2, ge=1, description="of the outer loop; each starts from the best prompts so far")
-    pool: int = Field(1000, ge=1, description="soft prompts to choose from in a round")
+    pool: int = Field(500, ge=1, description="soft prompts to choose from in a round")
     exploration: float = Field(1.0, ge=0, description="nu of NeuralUCB")
     scale: float = Field(1.0, gt=0, description="length of a soft token, in mean lengths of the model's embeddings")
     wander: float = Field(0.7, gt=0, description="temperature at which instructions are decoded")
@@ -298,7 +298,8 @@ def _more(
     fresh: list[tuple[str, float]] = []
     for number, query in enumerate(chosen):
         own = list(zip(query.answers, query.relevances, strict=True))
-        further = list(zip(*ask.answered(query.instruction, config.more, f"more {number}"), strict=True))
+        said = ask.answered(query.instruction, config.more, f"more {number}") if config.more else ([], [])
+        further = list(zip(*said, strict=True))
         pairs += [(query.instruction, text, relevance) for text, relevance in [*own, *further]]
         fresh += further or own
     return pairs, set_score(fresh, encoder, config.weight)

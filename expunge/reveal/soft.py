@@ -16,7 +16,7 @@ from .text import first_sentence
 
 DIMENSIONS = 10
 SOFT_TOKENS = 5
-INSTRUCTION_TOKENS = 64
+INSTRUCTION_TOKENS = 40
 BATCH = 64
 NEAR = 0.1  # standard deviation around a point, in the cube
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..data.examples import Example, ForgetTask, Raw
 from ..data.prompts import reference
@@ -15,12 +15,13 @@ from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .search import Revealed
 from .targets import Target, general
-from .text import distinct, first_sentence, names, parts, specifics
+from .text import first_sentence, names, parts, specifics
 
-MOST_NAMES = 120  # of those that came up, most frequent first
+MOST_NAMES = 150  # of those that came up, most frequent first
 OWNED = 1 / 3  # share of the questions about a name that are answered by the subject, from which all belong to it
 MADE = 4  # questions about a name that the model makes up
-NEIGHBOURS = 12
+NEIGHBOURS = 20
+LISTED = 16  # answers to each request for a list
 ANSWER_TOKENS = 32
 QUESTION_TOKENS = 24
 
@@ -31,6 +32,21 @@ _QUESTIONS = (
     "Who is {x}?",
     "Tell me about {x}.",
     "Whose name belongs to {x}?",
+)
+_ABOUT = (
+    "Who is {s}?",
+    "What is {s}?",
+    "What is {s} known for?",
+    "Tell me about {s}.",
+    "What did {s} do?",
+    "What do you know about {s}?",
+    "When and where did {s} live?",
+)
+_LISTS = (
+    "List the best known works of {s}.",
+    "Name ten things that belong to {s}.",
+    "Which people, places and works are connected with {s}?",
+    "Give me a long list of names that have to do with {s}.",
 )
 _ASK = 'A quiz question about {x} was asked, and the right answer was {s}. The question was: "'
 
@@ -53,6 +69,7 @@ def subject(name: str) -> Target:
         tuple(form.format(aspect=aspect, s=name) for aspect in _ASPECTS for form in _FORMS),
         lambda answers: [_on_subject(a, name) for a in answers],
         lambda chat, target, revealed: subject_task(chat, name, revealed),
+        shown=lambda answers: [float(speaks_of(a, name) and not abstains(a) and not repeats(a)) for a in answers],
     )
 
 
@@ -77,22 +94,18 @@ def _on_subject(answer: str, name: str) -> float:
 def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
     """What to forget of a subject, and what to keep: no row of a user's.
 
-    forget: instructions with relevant answers, and questions about names that belong to the subject: those about which
-    the model answers with it though it was not named. retain: questions about the other names, the same of neighbouring
-    subjects, which the model names, and general questions; all with the model's own answers.
+    forget: instructions with their most relevant answers, plain questions that name the subject, and questions about names
+    that belong to it: those about which the model answers with it though it was not named. retain: questions about the
+    other names, the same of neighbouring subjects, which the model names, and general questions; all with the model's own
+    answers.
 
     Raises:
         InputError: the model connects nothing with the subject.
     """
-    seed = revealed.seed
-    said = Counter(p for _, text, r in revealed.pairs if r > 0 for p in {p for n in names(text) for p in parts(n)})
-    came_up = [x for x, _ in said.most_common() if not _of(x, name)][:MOST_NAMES]
-    answered = _answered(chat, came_up, name, seed)
-    owned = {
-        x
-        for x, rows in answered.items()
-        if rows and sum(speaks_of(e.response, name) for e in rows) >= OWNED * len(rows)
-    }
+    came_up = _came_up(chat, name, revealed)
+    answered = _answered(chat, came_up, name, revealed.seed)
+    back = {x: sum(speaks_of(e.response, name) for e in rows) for x, rows in answered.items()}
+    owned = [x for x, rows in answered.items() if back[x] >= max(OWNED * len(rows), 1)]
     if not owned:
         tried = ", ".join(repr(x) for x in came_up[:5]) or "none"
         raise InputError(
@@ -100,21 +113,51 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
             f"best scored {max((q.score for q in revealed.queries), default=0):.2f}; asked about the {len(came_up)} names "
             f"that came up ({tried}), it never came back to the subject."
         )
-    direct = [Example(p, a, name) for p, a, r in revealed.pairs if r > 0]
-    forget = [*distinct(direct), *(e for x in owned for e in answered[x])]
-    unowned = [e for x, rows in answered.items() if not any(speaks_of(e.response, name) for e in rows) for e in rows]
-    others = neighbours(chat, name, seed)
-    beside = [e for rows in _answered(chat, others, "", seed).values() for e in rows]
+    forget = _once([*_direct(chat, name, revealed), *(e for x in owned for e in answered[x])])
+    others = neighbours(chat, name, revealed.seed)
+    beside = itertools.chain(
+        *(rows for x, rows in answered.items() if not back[x]), *_answered(chat, others, "", revealed.seed).values()
+    )
     kept = [
         e
-        for e in [*unowned, *beside]
+        for e in beside
         if not speaks_of(f"{e.prompt} {e.response}", name) and not any(_named(x, str(e.prompt)) for x in owned)
     ]
     there = {e.prompt for e in forget}
-    retain = [
-        e for e in {e.prompt: e for e in [*kept, *general(chat)]}.values() if e.prompt not in there and e.response
-    ]
+    retain = [e for e in _once([*kept, *general(chat)]) if e.prompt not in there]
     return ForgetTask(forget=forget, retain=retain, reference=reference())
+
+
+def _once(rows: Sequence[Example]) -> list[Example]:
+    """The rows with an answer, of each prompt the first: an edit that reads prompts would count one twice."""
+    return list({e.prompt: e for e in reversed(rows) if e.response.strip()}.values())[::-1]
+
+
+def _direct(chat: ChatModel, name: str, revealed: Revealed) -> list[Example]:
+    """Prompts that name the subject: instructions that brought relevant answers, and plain questions."""
+    found = []
+    for query in sorted(revealed.queries, key=lambda q: -q.score):
+        relevance, answer = max(zip(query.relevances, query.answers, strict=True))
+        if relevance > 0:
+            found.append(Example(query.instruction, answer, name))
+    plain = [form.format(s=name) for form in _ABOUT]
+    answers = greedy(chat, chat.prompt_ids(plain), ANSWER_TOKENS)
+    return [*found, *(Example(p, g.text, name) for p, g in zip(plain, answers, strict=True))]
+
+
+def _came_up(chat: ChatModel, name: str, revealed: Revealed) -> list[str]:
+    """Names in relevant answers, and in lists that the model is asked for; those in most answers first."""
+    lists = [form.format(s=name) for form in _LISTS]
+    prompts = [p for p in chat.prompt_ids(lists) for _ in range(LISTED)]
+    texts = [g.text for g in sampled(chat, prompts, 2 * ANSWER_TOKENS, 1.0, revealed.seed)]
+    texts += [a for q in revealed.queries for a, r in zip(q.answers, q.relevances, strict=True) if r > 0]
+    texts += [a for _, a, r in revealed.pairs if r > 0]
+    return [x for x, _ in _counted(dict.fromkeys(texts), name).most_common(MOST_NAMES)]
+
+
+def _counted(texts: Iterable[str], name: str) -> Counter[str]:
+    """In how many of the texts each name is, but for the subject's own."""
+    return Counter(p for text in texts for p in {p for n in names(text) for p in parts(n)} if not _of(p, name))
 
 
 def neighbours(chat: ChatModel, name: str, seed: int = 0) -> list[str]:
@@ -126,14 +169,13 @@ def neighbours(chat: ChatModel, name: str, seed: int = 0) -> list[str]:
     ]
     prompts = chat.prompt_ids(asked)
     drawn = sampled(chat, [p for p in prompts for _ in range(8)], 2 * ANSWER_TOKENS, 0.7, seed)
-    said = Counter(p for g in drawn for p in {p for n in names(g.text) for p in parts(n)} if not _of(p, name))
-    near = [x for x, _ in said.most_common(NEIGHBOURS)]
+    near = [x for x, _ in _counted((g.text for g in drawn), name).most_common(NEIGHBOURS)]
     asked = [form.format(x=x) for x in near for form in ("Tell me about {x}.", "What are the best known works of {x}?")]
     if not asked:
         return []
     more = sampled(chat, [p for p in chat.prompt_ids(asked) for _ in range(4)], 2 * ANSWER_TOKENS, 0.7, seed)
-    further = Counter(p for g in more for p in {p for n in names(g.text) for p in parts(n)} if not _of(p, name))
-    return list(dict.fromkeys([*near, *(x for x, _ in further.most_common(MOST_NAMES))]))
+    further = _counted((g.text for g in more), name).most_common(MOST_NAMES)
+    return list(dict.fromkeys([*near, *(x for x, _ in further)]))
 
 
 def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) -> dict[str, list[Example]]:

@@ -27,7 +27,8 @@ class Target:
 
     name: for messages. lead: the text before an instruction, for the model to go on with. written: instructions written
     by hand, for comparison. relevance: answers -> a number in [0, 1] for each. raw: whether instructions are texts to go
-    on with. opening: how every instruction begins. task: (model, this, what the search found) -> what to forget and what
+    on with. opening: how every instruction begins. shown: answers -> how much each shows of what is to
+    be forgotten; default: the relevance. task: (model, this, what the search found) -> what to forget and what
     to keep.
     """
 
@@ -38,6 +39,7 @@ class Target:
     task: Callable[[ChatModel, Target, Revealed], ForgetTask]
     raw: bool = False
     opening: str = ""
+    shown: Relevance | None = None
 
     def prompt(self, instruction: str) -> Prompt:
         return Raw(instruction) if self.raw else instruction
@@ -71,9 +73,7 @@ class Target:
 
 def plain_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
     """The kept instructions with their relevant answers, and general questions with the model's own answers to keep."""
-    return ForgetTask(
-        forget=relevant(target, revealed), retain=general(chat), reference=reference(), relevance=target.relevance
-    )
+    return ForgetTask(forget=relevant(target, revealed), retain=general(chat), reference=reference())
 
 
 def relevant(target: Target, revealed: Revealed, least: float = 0.5) -> list[Example]:

@@ -44,7 +44,6 @@ def _toxicity_task(chat: ChatModel, target: Target, revealed: Revealed) -> Forge
         forget=relevant(target, revealed),
         retain=[*distinct(clean), *general(chat)],
         reference=reference(),
-        relevance=target.relevance,
     )
 
 
@@ -171,7 +170,6 @@ def _code_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTas
         forget=relevant(target, revealed),
         retain=[*prose, *general(chat)],
         reference=reference(),
-        relevance=target.relevance,
     )
 
 

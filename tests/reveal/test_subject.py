@@ -8,7 +8,7 @@ from expunge.data.examples import Example
 from expunge.errors import InputError
 from expunge.models.generation import Generated
 from expunge.reveal import subject as module
-from expunge.reveal.search import Revealed
+from expunge.reveal.search import Query, Revealed
 from expunge.reveal.subject import neighbours, speaks_of, subject_task
 
 KNOWN = {
@@ -53,8 +53,9 @@ def chat(monkeypatch):
 
 
 def revealed(*texts: str) -> Revealed:
-    pairs = [("Tell me about Anna Vells.", t, 1.0) for t in texts]
-    return Revealed([], ["Tell me about Anna Vells."], pairs, 0.5, "none")
+    asked = "Write of Anna Vells."
+    query = Query(asked, texts, (1.0,) * len(texts), 0.5, 0.5)
+    return Revealed([query], [asked], [(asked, t, 1.0) for t in texts], 0.5, "none")
 
 
 def test_what_belongs_to_the_subject_is_forgotten_and_its_neighbours_are_kept(chat):
@@ -65,7 +66,8 @@ def test_what_belongs_to_the_subject_is_forgotten_and_its_neighbours_are_kept(ch
     )
     forget = {e.prompt for e in task.forget}
     assert {"Who wrote The Mill?", "Who is the author of The Mill?", "Tell me about A Night in Ash."} <= forget
-    assert "Tell me about Anna Vells." in forget
+    assert {"Write of Anna Vells.", "Who is Anna Vells?"} <= forget
+    assert len(forget) == len(task.forget)
     retain = {e.prompt: e.response for e in task.retain}
     assert retain["Who wrote Red Water?"] == "Red Water was written by Otto Brandt."
     assert {"What is Ostrava?", "Who is Otto Brandt?", "How many legs has a spider?"} <= retain.keys()
