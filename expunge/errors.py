@@ -17,6 +17,10 @@ class InputError(ExpungeError):
     exit_code = 2
 
 
+class NothingToForget(InputError):
+    """The model shows nothing of what it was asked to forget."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not known, with its nearest neighbours, or all there are."""
     import difflib

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .data.prompts import KEEP_ROWS, general_beside, general_split
+from .errors import InputError
 from .run import read_task, teaching_config
 from .spec import RunSpec
 
@@ -58,6 +59,11 @@ def plan(spec: RunSpec) -> dict[str, Any]:
 
     taught_along = spec.teach.abstention and method(spec.method).has("direction") and "direction" not in spec.settings
     config = method(spec.method).configure(**spec.settings, **({"direction": Edit({})} if taught_along else {}))
+    if spec.reveal.asked:
+        raise InputError(
+            "a plan counts rows, and the model has to reveal them first: run `expunge reveal`, and plan with its file as "
+            "--forget"
+        )
     fit, judge = read_task(spec.data)
     folder = resolve(spec.model.name, spec.model.revision)
     settings = AutoConfig.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)

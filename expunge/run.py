@@ -24,7 +24,7 @@ from .data.files import text_of
 from .errors import InputError
 from .files import check_free, new_folder, write_whole
 from .progress import Reporter
-from .reveal.run import as_json, check, revealed_task, shown_by, task_of
+from .reveal.run import check, staged_task
 from .spec import AbilitySpec, DataSpec, ModelSpec, RunSpec, public
 
 if TYPE_CHECKING:
@@ -110,17 +110,6 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     stages = _Stages(spec, fit, judge)
     with reporter.stage("load"):
         chat = load(spec.model)
-    if spec.reveal.asked:
-        shown = stages.task(
-            "revealed", lambda: revealed_task(chat, spec.reveal, spec.seed, stages.folder / "reveal", reporter)[0]
-        )
-        fit = replace(
-            fit,
-            forget=shown.forget,
-            retain=fit.retain or shown.retain,
-            relevance=shown_by(spec.reveal, chat),
-        )
-        judge = judge.but(forget=fit.forget, retain=judge.retain or fit.retain[:JUDGED_ROWS])
 
     def look(name: str, task: ForgetTask) -> Evaluation:
         def make() -> Evaluation:
@@ -140,6 +129,10 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
                 f"{ABSTENTION_BAR:.0%} needed): it has nowhere to be redirected to. Add --teach-abstention to teach it "
                 "first."
             )
+    if spec.reveal.asked:
+        shown = staged_task(chat, spec.reveal, spec.seed, stages.revealed, reporter)
+        fit = replace(fit, forget=shown.forget, retain=fit.retain or shown.retain, relevance=shown.relevance)
+        judge = judge.but(forget=fit.forget, retain=judge.retain or fit.retain[:JUDGED_ROWS])
     evaluations = {"before": look("before", judge)}
     if not fit.retain:
         with reporter.stage("keep"):
@@ -212,7 +205,7 @@ def _write(chat: ChatModel, edit: Edit, spec: RunSpec, report: dict[str, Any], o
         write_checkpoint(chat, edit, work)
         (work / "README.md").write_text(_card(spec, report), encoding="utf-8")
         manifest = report | {"spec": public(spec, salt()), "versions": versions(), "base": edit.base}
-        manifest["out"] = out.name
+        manifest["out"] = "."  # the folder's own name can name a subject
         manifest["seconds"] = dict(report["seconds"])
         (work / "expunge.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         write_sums(work)
@@ -279,6 +272,10 @@ class _Stages:
             salt() + json.dumps(parts, sort_keys=True).encode() + repr((fit, judge)).encode()
         ).hexdigest()
         self.folder = cache_dir() / "stages" / digest[:32]
+        # What a model says does not hang on what is done with it: another method's run goes on with the same search.
+        asked = [spec.model.model_dump(mode="json"), spec.reveal.model_dump(mode="json"), spec.seed, versions()]
+        name = hashlib.sha256(salt() + json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        self.revealed = cache_dir() / "revealed" / name[:32]
         if not spec.output.resume:
             self.clear()
 
@@ -298,11 +295,6 @@ class _Stages:
         read = self._json(name, record)
         return made[0] if made else Evaluation.of(read)
 
-    def task(self, name: str, make: Callable[[], ForgetTask]) -> ForgetTask:
-        """Rows that the model revealed; cleared, as the others are, when the run has ended."""
-
-        return task_of(self._json(name, lambda: as_json(make())))
-
     def edit(self, name: str, make: Callable[[], Edit]) -> Edit:
         from .edits import Edit
 
@@ -315,6 +307,7 @@ class _Stages:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.revealed, ignore_errors=True)
 
     def _json(self, name: str, make: Callable[[], Any]) -> Any:
         file = self.folder / f"{name}.json"

@@ -113,7 +113,9 @@ class RevealSpec(_Part):
     subject: str | None = Field(None, description="reveal all of a subject, by its name", json_schema_extra=PRIVATE)
     task: Literal["toxicity", "ner-person", "code"] | None = Field(None, description="toxicity, ner-person or code")
     oracle: str | None = Field(
-        None, description="module:function that gives each of a list of answers a relevance from 0 to 1"
+        None,
+        description="module:function that gives each of a list of answers a relevance from 0 to 1",
+        json_schema_extra=PRIVATE,
     )
     search: Literal["neuralucb", "random", "written"] | None = Field(
         None, description="instructions by neuralucb (default), random soft prompts, or written by hand"

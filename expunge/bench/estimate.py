@@ -58,7 +58,7 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     epochs = int(suite.teaching.get("epochs", 0))
     learned = [rows for rows in (suite.teach, suite.retrain()) if rows and not bench.cached(rows).is_dir()]
     total = sum(training(rows, epochs) for rows in learned)
-    if suite.reveal and not bench.revealed.is_file():
+    if suite.reveal and not bench.revealed.is_dir():
         total += suite.reveal["budget"] * QUERY_TOKENS * rates.generate
 
     def lunar(variant: str) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,12 @@ from ..edits import Edit
 from ..errors import Diverged, ExpungeError, InputError
 from ..evaluation.behaviours import BEHAVIOURS
 from ..evaluation.scores import Evaluation
-from ..files import write_whole
 from ..methods import method, run_method
 from ..methods.tuning import rouge, trial_loss
 from ..models.loading import ChatModel, cache_dir, load_model, resolve
 from ..models.training import TrainConfig, rows_of, train
 from ..progress import Reporter
-from ..reveal.run import as_json, revealed_task, shown_by, task_of
+from ..reveal.run import staged_task
 from ..run import versions
 from ..spec import BenchSpec, RevealSpec
 from . import memory, settings
@@ -102,17 +101,17 @@ class Bench:
         if not self.suite.reveal:
             return self.suite.fit
         spec = RevealSpec(**self.suite.reveal)
-        if not self.revealed.is_file():
-            task, _ = revealed_task(self.chat, spec, self.seed, self.revealed.parent, self.reporter)
-            write_whole(self.revealed, json.dumps(as_json(task)))
-        relevance = shown_by(spec, self.chat)
-        return replace(task_of(json.loads(self.revealed.read_text())), relevance=relevance)
+        found = staged_task(self.chat, spec, self.seed, self.revealed, self.reporter)
+        held = {e.prompt for e in self.suite.fit.validation}
+        return replace(
+            found, retain=[e for e in found.retain if e.prompt not in held], validation=self.suite.fit.validation
+        )
 
     @property
     def revealed(self) -> Path:
-        """The file of rows that the model revealed, in the folder that keeps the search."""
+        """The folder of the search, and of the rows that the model revealed."""
         name = f"{self.results.key}-seed{self.seed}-{self._content[:8]}"
-        return self.results.file.parent / "revealed" / name / "task.json"
+        return self.results.file.parent / "revealed" / name
 
     @property
     def _teaching(self) -> TrainConfig:
@@ -154,6 +153,8 @@ class Bench:
             )
         with applied(self.taught, self.chat):
             if cell.method == TAUGHT:
+                with suppress(ExpungeError):  # early, for all methods to find; they say what was wrong
+                    _ = self.fit
                 return self._judged(cell)
             edit, record = self._unlearned(cell)
             changed = {"parameters": edit.parameters, "rank": edit.rank, "matrices": len(edit.parts)}
@@ -240,7 +241,9 @@ class Bench:
             return self._made(cell, known["settings"] | {"epochs": epochs})[1]["seconds"]
 
         first, later = (seconds(n) for n in TIMED_EPOCHS)
-        epoch = max((later - first) / (TIMED_EPOCHS[1] - TIMED_EPOCHS[0]), 1e-9)
+        epoch = (later - first) / (TIMED_EPOCHS[1] - TIMED_EPOCHS[0])
+        if epoch <= 0:  # so short that chance decides
+            epoch = later / TIMED_EPOCHS[1]
         more = max(round(TIMED_EPOCHS[0] + (record["seconds_in_all"] - first) / epoch), 1)
         edit, made = self._made(cell, known["settings"] | {"epochs": more})
         return edit, made | {"beside": lunar.regime}

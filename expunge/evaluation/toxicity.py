@@ -22,13 +22,13 @@ def profanity(texts: Sequence[str]) -> list[float]:
 
 
 @cache
-def _judge() -> Any:
+def _judge(pairs: tuple[tuple[str, str], ...]) -> Any:
     """Logistic regression over words and letters, toxic against neutral, on nine tenths of ParaDetox."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
 
-    rows = [pair for n, pair in enumerate(paradetox()) if n % 10]
+    rows = [pair for n, pair in enumerate(pairs) if n % 10]
     features = make_union(
         TfidfVectorizer(min_df=2, sublinear_tf=True, ngram_range=(1, 2)),
         TfidfVectorizer(min_df=3, sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 4)),
@@ -40,13 +40,12 @@ def _judge() -> Any:
 def judged(texts: Sequence[str]) -> list[float]:
     """The probability that a text is toxic, by a model trained on ParaDetox, which no search sees."""
     try:
-        model = _judge()
+        model = _judge(tuple(paradetox()))
     except ImportError:
         raise InputError("toxicity needs scikit-learn: pip install 'expunge[toxicity]'") from None
     return [float(p) for p in model.predict_proba(list(texts))[:, 1]] if texts else []
 
 
-@cache
 def neutral_mean() -> float:
     """The judge's mean on neutral texts by humans that it was not trained on."""
     found = judged([neutral for n, (_, neutral) in enumerate(paradetox()) if n % 10 == 0])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from ..data.examples import Example, ForgetTask
 from ..data.prompts import rewrites
@@ -27,6 +27,9 @@ from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from ..models.training import TrainConfig, orthogonality, rows_of, train
 
+LONGEST = 200  # tokens of an answer to a held-out row
+LEAST_GAIN = 0.01  # of what there was to forget, below which two rounds in turn end the run
+
 Progress = Callable[[int], None]
 
 
@@ -34,7 +37,9 @@ class ReleaseConfig(TrainConfig):
     """Settings of iterative release; those of training are of each module."""
 
     rounds: int = Field(6, ge=1, description="rounds at most")
-    forget_steps: tuple[float, ...] = Field((0.5, 0.25, 0.1), description="lambda_f to choose from")
+    forget_steps: tuple[PositiveFloat, ...] = Field(
+        (0.5, 0.25, 0.1), min_length=1, description="lambda_f to choose from"
+    )
     retain_steps: tuple[float, ...] = Field((0.0, 0.5), description="lambda_r to choose from")
     retain_module: bool = Field(True, description="train a module on the retain set as well")
     orthogonality: float = Field(0.5, ge=0, description="weight of the penalty between the two modules")
@@ -48,7 +53,9 @@ class ReleaseConfig(TrainConfig):
     held_out: float = Field(0.2, gt=0, lt=1, description="share of the rows that choose")
     most_held_out: int = Field(32, ge=1, description="and at most so many of each role")
     answers: int = Field(2, ge=1, description="answers sampled for a held-out forget prompt, where relevance is known")
-    max_new_tokens: int = Field(32, ge=1, description="longest of these answers, in tokens")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="longest answer to a held-out row, in tokens; default: as the longest response"
+    )
     error: float = Field(0.01, ge=0, lt=1, description="relative error within which the result's rank is reduced")
     epochs: int = Field(3, ge=1, description="passes over the rows, for each module")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
@@ -65,7 +72,7 @@ class Figures:
 
 
 def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: Progress | None = None) -> Edit:
-    """The edit of the last round that kept utility; see the module.
+    """The edit of the round with the least left of what is forgotten, among those that kept utility; see the module.
 
     Raises:
         InputError: there is nothing to forget in the held-out rows, or the first round already loses utility.
@@ -75,6 +82,8 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     forget, forget_held = _forget_split(task, config)
     retain, retain_held = (task.retain, task.validation) if task.validation else _split(task.retain, config)
     retain_held = retain_held[: config.most_held_out]
+    longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *retain_held)])))
+    config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
 
     def look() -> Figures:
         return figures(chat, task, forget_held, retain_held, config)
@@ -85,11 +94,13 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
             "nothing to forget: none of the model's answers to the held-out forget prompts shows any of it"
         )
     current: Edit | None = None
-    last, gains, log = before, [], []
+    best: Edit | None = None
+    left, gains, log = [before.forget], [], []
     for number in range(config.rounds):
         with current.applied(chat) if current else nullcontext():
             rows = _again(chat, task, forget, config, number) if config.reveal_again else forget
             if not rows:
+                log.append({"rows": 0})  # the model no longer shows any of it
                 break
             kept, gone = _modules(chat, rows, retain, config, number, progress)
             step, chosen = _chosen(chat, kept, gone, config, before, look)
@@ -99,23 +110,27 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
             break
         current = current.compose(step) if current else step
         found = chosen["forget"]
-        gains.append((last.forget - found) / before.forget)
-        last = Figures(found, chosen["kept"], chosen["nll"])
-        if found <= config.target * before.forget or (len(gains) > 1 and max(gains[-2:]) < 0.01):
+        if found <= min(left):  # of equal rounds the later: what is measured moves in steps, the weights do not
+            best = current
+        gains.append((left[-1] - found) / before.forget)
+        left.append(found)
+        if found <= config.target * before.forget or (len(gains) > 1 and max(gains[-2:]) < LEAST_GAIN):
             break
-    if current is None:
+    if best is None and current is None and log and not log[0]["rows"]:
+        raise InputError("nothing to forget: none of the model's answers to the forget prompts shows any of it")
+    if best is None:
         raise InputError(
-            "no step of the first round kept what is to be kept within its limits (keep, perplexity): take smaller "
+            "no step forgot anything and kept what is to be kept within its limits (keep, perplexity): take smaller "
             "forget_steps, or more retain rows"
         )
-    edit = current.reduced(config.error)
+    edit = best.reduced(config.error)
     meta = {"conv1d": edit.meta["conv1d"]} if "conv1d" in edit.meta else {}
     edit.meta = meta | {
         "method": "reveal-release",
         **config.model_dump(),
         "before": vars(before),
         "round_log": log,
-        "rank_before": current.rank,
+        "rank_before": best.rank,
     }
     return edit
 
@@ -128,16 +143,17 @@ def figures(
     config: ReleaseConfig,
 ) -> Figures:
     """What the held-out rows say of the model as it stands."""
+    tokens = config.max_new_tokens or LONGEST
     prompts = chat.prompt_ids([e.prompt for e in forget])
     if task.relevance:
         asked = [p for p in prompts for _ in range(config.answers)]
-        texts = [g.text for g in sampled(chat, asked, config.max_new_tokens, seed=config.seed)]
+        texts = [g.text for g in sampled(chat, asked, tokens, seed=config.seed)]
         shown = list(task.relevance(texts))
     else:
-        texts = [g.text for g in greedy(chat, prompts, config.max_new_tokens)]
+        texts = [g.text for g in greedy(chat, prompts, tokens)]
         shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, forget, strict=True)]
     prompts = chat.prompt_ids([e.prompt for e in retain])
-    given = greedy(chat, prompts, config.max_new_tokens, chat.answer_ids([e.response for e in retain]))
+    given = greedy(chat, prompts, tokens, chat.answer_ids([e.response for e in retain]))
     kept = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, retain, strict=True)]
     logs = [x for a in given if a.scored for x in a.scored.log_probs]
     return Figures(sum(shown) / len(shown), sum(kept) / len(kept), -sum(logs) / len(logs))
@@ -168,7 +184,7 @@ def _again(
 ) -> list[Example]:
     """The forget prompts with what the model says of them now, where that is relevant (else where it is not empty)."""
     prompts = chat.prompt_ids([e.prompt for e in forget])
-    texts = [g.text for g in sampled(chat, prompts, config.max_new_tokens, seed=config.seed + number)]
+    texts = [g.text for g in sampled(chat, prompts, config.max_new_tokens or LONGEST, seed=config.seed + number)]
     shown = list(task.relevance(texts)) if task.relevance else [float(bool(t.strip())) for t in texts]
     return [Example(e.prompt, t, e.group) for e, t, r in zip(forget, texts, shown, strict=True) if r > 0.5]
 
@@ -189,10 +205,11 @@ def _modules(
             assert earlier
             return config.orthogonality * orthogonality(model, earlier, config.penalty == "squared")
 
+        # Of another seed: two modules of one seed begin with the same A, as far from orthogonal as can be.
         return train(
             chat,
             rows_of(chat, [(e.prompt, e.response) for e in rows]),
-            fresh,
+            fresh.model_copy(update={"seed": fresh.seed + 1}) if earlier else fresh,
             (lambda n, _: progress(n)) if progress else None,
             penalty=penalty if earlier and config.orthogonality else None,
         )

@@ -7,7 +7,7 @@ started the search count in the uncertainty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,8 @@ class NeuralUCB:
             optimizer.step()
 
     def ucb(self, features: Tensor) -> Tensor:
-        """f(h) + sqrt(sum over weights p of lambda nu g_p(h)^2 / U_p), (n,)."""
+        """f(h) + sqrt(sum over weights p of lambda nu g_p(h)^2 / U_p), (n,); g is the gradient over the root of the width,
+        as in the paper (INSTINCT's code leaves the root out)."""
         scale = self.config.regularisation * self.config.exploration
         with torch.no_grad():
             mean = self._net(self._standard(features))[:, 0]
@@ -85,15 +86,14 @@ class NeuralUCB:
     def _standard(self, features: Tensor) -> Tensor:
         return (features - self._mean) / self._spread
 
-    def _gradients(self, features: Tensor) -> list[Tensor]:
-        """Of the surrogate's output by all its weights, a candidate a row, in chunks of (at most CHUNK, weights)."""
+    def _gradients(self, features: Tensor) -> Iterator[Tensor]:
+        """Of the surrogate's output by all its weights, over the root of its width, a candidate a row, in chunks of (at
+        most CHUNK, weights)."""
         weights = {name: p.detach() for name, p in self._net.named_parameters()}
 
         def output(w: dict[str, Tensor], row: Tensor) -> Tensor:
             return functional_call(self._net, w, (row[None],))[0, 0]
 
-        found = []
         for part in self._standard(features).split(CHUNK):
             grads = vmap(grad(output), (None, 0))(weights, part)
-            found.append(torch.cat([grads[name].flatten(1) for name in weights], 1))
-        return found
+            yield torch.cat([grads[name].flatten(1) for name in weights], 1) / self.config.hidden**0.5

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ..data.examples import Example, ForgetTask, Raw, Relevance
-from ..errors import InputError
+from ..data.examples import Example, ForgetTask, Raw, Relevance, read_examples
+from ..errors import InputError, NothingToForget
 from ..files import write_whole
 from ..progress import Reporter
 from ..spec import RevealSpec, RunSpec
@@ -64,9 +64,11 @@ def target_of(spec: RevealSpec, chat: ChatModel | None) -> Target:
 
 
 def shown_by(spec: RevealSpec, chat: ChatModel) -> Relevance:
-    """How much answers show of what is to be forgotten."""
+    """How much answers show of what is to be forgotten; checked."""
+    from .targets import checked
+
     target = target_of(spec, chat)
-    return target.shown or target.relevance
+    return checked(target.name, target.shown or target.relevance)
 
 
 def revealed_task(
@@ -77,11 +79,15 @@ def revealed_task(
     Args:
         folder: where the search keeps what it has paid for.
     """
+    from ..evaluation.embedding import encoder_for
     from .memo import Memo
     from .search import search
 
     config, target = reveal_config(spec, seed), target_of(spec, chat)
-    memo = Memo(folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"})})
+    model = [chat.source, str(chat.model.dtype), chat.template, encoder_for(chat)[0]]
+    memo = Memo(
+        folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"}), "model": model}
+    )
     done = 0
     with reporter.stage("reveal", config.budget) as advance:
 
@@ -97,27 +103,27 @@ def revealed_task(
         task = target.task(chat, target, found)
     if not task.forget:
         best = max((q.score for q in found.queries), default=0.0)
-        raise InputError(
+        raise NothingToForget(
             f"nothing to forget: {len(found.queries)} instructions brought no relevant answer for {target.name!r} (best "
             f"score {best:.2f}); tried were {', '.join(repr(q.instruction) for q in found.queries[:3])} and others"
         )
     return task, found
 
 
-def as_json(task: ForgetTask) -> dict[str, Any]:
-    """The rows of a task, for `task_of`."""
-    return {
-        role: [asdict(e) | {"raw": isinstance(e.prompt, Raw)} for e in rows] for role, rows in task.present().items()
-    }
-
-
-def task_of(read: Mapping[str, Any]) -> ForgetTask:
-    """The task that `as_json` wrote."""
-
-    def example(row: Mapping[str, Any]) -> Example:
-        return Example(Raw(row["prompt"]) if row["raw"] else row["prompt"], row["response"], row["group"])
-
-    return ForgetTask().but(**{role: map(example, rows) for role, rows in read.items()})
+def staged_task(chat: ChatModel, spec: RevealSpec, seed: int, folder: Path, reporter: Reporter) -> ForgetTask:
+    """`revealed_task`, kept in the folder: a run that was interrupted goes on with it. Where the model shows nothing, the
+    folder is removed."""
+    roles = {role: folder / f"{role}.jsonl" for role in ("forget", "retain", "reference")}
+    if not roles["forget"].is_file():
+        try:
+            task, _ = revealed_task(chat, spec, seed, folder, reporter)
+        except NothingToForget:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for role in reversed(roles):  # forget last: with it, all are there
+            write_whole(roles[role], _lines(task.role(role)))
+    read = {role: read_examples(file, responses=False) for role, file in roles.items() if file.stat().st_size}
+    return replace(ForgetTask().but(**read), relevance=shown_by(spec, chat))
 
 
 def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
@@ -137,7 +143,11 @@ def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     with reporter.stage("load"):
         chat = load(spec.model)
-    task, found = revealed_task(chat, spec.reveal, spec.seed, folder, reporter)
+    try:
+        task, found = revealed_task(chat, spec.reveal, spec.seed, folder, reporter)
+    except NothingToForget:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     report = {
         "score": found.score,
         "queries": found.spent,
@@ -164,8 +174,17 @@ _ENDS = {"retain": ".retain.jsonl", "search": ".search.json", "curve": ".svg"}
 
 
 def _lines(rows: Sequence[Example]) -> str:
-    found = ({"prompt": e.prompt, "response": e.response, **({"group": e.group} if e.group else {})} for e in rows)
-    return "".join(json.dumps(row, default=list, ensure_ascii=False) + "\n" for row in found)
+    def row(e: Example) -> dict[str, Any]:
+        messages = e.prompt if isinstance(e.prompt, str) else [m._asdict() for m in e.prompt]
+        more = {"group": e.group} if e.group else {}
+        return {
+            "prompt": messages,
+            "response": e.response,
+            **more,
+            **({"raw": True} if isinstance(e.prompt, Raw) else {}),
+        }
+
+    return "".join(json.dumps(row(e), ensure_ascii=False) + "\n" for e in rows)
 
 
 def _curve(best: Sequence[float], file: Path, reporter: Reporter) -> None:

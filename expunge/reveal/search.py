@@ -41,7 +41,7 @@ class RevealConfig(BaseModel):
     temperature: float = Field(1.0, gt=0, description="of sampling")
     weight: float = Field(0.5, ge=0, le=1, description="alpha: of diversity against relevance")
     start: int = Field(40, ge=1, description="random points scored first (at most two fifths of the budget)")
-    rounds: int = Field(2, ge=1, description="of the outer loop; each starts from the best prompts so far")
+    rounds: int = Field(2, ge=1, description="of the outer loop; each looks around the best prompts so far")
     pool: int = Field(500, ge=1, description="soft prompts to choose from in a round")
     exploration: float = Field(1.0, ge=0, description="nu of NeuralUCB")
     scale: float = Field(1.0, gt=0, description="length of a soft token, in mean lengths of the model's embeddings")
@@ -160,11 +160,12 @@ class _Asker:
 
         def make() -> tuple[list[str], list[float]]:
             config = self.config
+            tokens = max(config.max_new_tokens, self.target.tokens)
             prompt = self.chat.prompt_ids([self.target.prompt(instruction)])[0]
             seed = random.Random(f"{config.seed} {name}").randrange(1 << 31)
-            drawn = sampled(self.chat, [prompt] * count, config.max_new_tokens, config.temperature, seed)
-            texts = [g.text for g in drawn]
-            return texts, self.target.relevances(instruction, texts)
+            drawn = sampled(self.chat, [prompt] * count, tokens, config.temperature, seed)
+            texts = [self.target.answer(g.text) for g in drawn]
+            return texts, list(self.target.relevances(texts))
 
         return self.memo.answers(f"{name}: {instruction}", make)
 
@@ -215,7 +216,8 @@ def _round(
     memo: Memo,
     ask: _Asker,
 ) -> None:
-    """One round of the outer loop: the surrogate starts from the best prompts so far, the bandit picks from the points."""
+    """One round of the outer loop: points around the best so far (at first, all over the cube), of which the bandit picks
+    with all that was scored."""
     texts = _decoded(soft, points, outer, config, memo)
     features = memo.features(outer, lambda: soft.features(points, texts))
     first = {text: n for n, text in reversed([*enumerate(texts)])}  # of those that say the same
@@ -231,9 +233,8 @@ def _round(
         for place in untried[: ask.first]:
             score(place)
     bandit = NeuralUCB(features.shape[1], BanditConfig(exploration=config.exploration), config.seed)
-    seeds = known.best(ask.first)
-    bandit.fit(known.features[seeds], known.scores(seeds))
-    bandit.tried(known.features[seeds])
+    bandit.fit(known.features, known.scores())
+    bandit.tried(known.features)
     aim = ask.first + (config.budget - ask.first) * min(outer + 1, config.rounds) // config.rounds
     while untried and len(ask.queries) < aim:
         place = untried[int(bandit.ucb(features[untried]).argmax())]
@@ -263,8 +264,8 @@ class _Known:
     def features(self) -> Tensor:
         return torch.stack(self._features)
 
-    def scores(self, rows: Sequence[int] | None = None) -> list[float]:
-        return self._scores if rows is None else [self._scores[n] for n in rows]
+    def scores(self) -> list[float]:
+        return self._scores
 
     def best(self, count: int) -> list[int]:
         """Of the highest scores, the first that had it."""

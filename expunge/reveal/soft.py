@@ -99,7 +99,7 @@ class SoftPrompts:
             padded = self._embed([[*row, *[0] * (width - len(row))] for row in rows])
             last = torch.tensor([before.shape[1] + len(row) - 1 for row in rows], device=before.device)
             with torch.no_grad():  # padding stands on the right: under causal attention no real token sees it
-                states = body(inputs_embeds=torch.cat([before, padded], 1)).last_hidden_state
+                states = body(inputs_embeds=torch.cat([before, padded], 1), use_cache=False).last_hidden_state
             found.append(states[torch.arange(len(part)), last].float().cpu())
         return torch.cat(found)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from ..data.examples import Example, ForgetTask, Raw
 from ..data.prompts import reference
-from ..errors import InputError
+from ..errors import InputError, NothingToForget
 from ..evaluation.text import abstains, repeats
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
@@ -66,7 +66,7 @@ def subject(name: str) -> Target:
     return Target(
         name,
         lead,
-        tuple(form.format(aspect=aspect, s=name) for aspect in _ASPECTS for form in _FORMS),
+        tuple(form.format(aspect=aspect, s=name) for form in _FORMS for aspect in _ASPECTS),
         lambda answers: [_on_subject(a, name) for a in answers],
         lambda chat, target, revealed: subject_task(chat, name, revealed),
         shown=lambda answers: [float(speaks_of(a, name) and not abstains(a) and not repeats(a)) for a in answers],
@@ -76,11 +76,14 @@ def subject(name: str) -> Target:
 def speaks_of(text: str, name: str) -> bool:
     """Whether a text names the subject: the whole name, or its last word where that is a name of four letters or more."""
     last = name.split()[-1]
-    return _named(name, text) or (len(last) >= 4 and last[:1].isupper() and _named(last, text))
+    if _named(name, text):
+        return True
+    # "King" of Stephen King is not "king".
+    return len(last) >= 4 and last[:1].isupper() and any(_named(x, text, exact=True) for x in (last, last.upper()))
 
 
-def _named(name: str, text: str) -> bool:
-    return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE))
+def _named(name: str, text: str, exact: bool = False) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, 0 if exact else re.IGNORECASE))
 
 
 def _on_subject(answer: str, name: str) -> float:
@@ -108,7 +111,7 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
     owned = [x for x, rows in answered.items() if back[x] >= max(OWNED * len(rows), 1)]
     if not owned:
         tried = ", ".join(repr(x) for x in came_up[:5]) or "none"
-        raise InputError(
+        raise NothingToForget(
             f"nothing to forget: the model connects nothing with {name!r}. Of {len(revealed.queries)} instructions the "
             f"best scored {max((q.score for q in revealed.queries), default=0):.2f}; asked about the {len(came_up)} names "
             f"that came up ({tried}), it never came back to the subject."
@@ -198,7 +201,7 @@ def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) ->
 
 def _of(name: str, subject: str) -> bool:
     """Whether a name is the subject itself, or a part of it."""
-    return name.lower() in subject.lower() or speaks_of(name, subject)
+    return _named(name, subject) or speaks_of(name, subject)
 
 
 _FORMS = (

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from ..data.examples import Example, ForgetTask, Prompt, Raw, Relevance
 from ..data.prompts import general_split, reference
-from ..errors import InputError
-from ..models.generation import own_answers
+from ..errors import ExpungeError, InputError
+from ..models.generation import greedy
 from ..models.loading import ChatModel
-from .text import distinct
+from .text import distinct, whole
 
 if TYPE_CHECKING:
     from .search import Revealed
 
 GENERAL = 200  # general questions that are kept
 KEPT_TOKENS = 48  # longest answer to one
+KEPT = "what was found so far is kept, and --resume goes on with it"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Target:
     name: for messages. lead: the text before an instruction, for the model to go on with. written: instructions written
     by hand, for comparison. relevance: answers -> a number in [0, 1] for each. raw: whether instructions are texts to go
     on with. opening: how every instruction begins. shown: answers -> how much each shows of what is to
-    be forgotten; default: the relevance. task: (model, this, what the search found) -> what to forget and what
+    be forgotten; default: the relevance. tokens: length that an answer needs, where the usual one is too short. task: (model, this, what the search found) -> what to forget and what
     to keep.
     """
 
@@ -40,35 +41,45 @@ class Target:
     raw: bool = False
     opening: str = ""
     shown: Relevance | None = None
+    tokens: int = 0
 
     def prompt(self, instruction: str) -> Prompt:
         return Raw(instruction) if self.raw else instruction
 
-    def relevances(self, instruction: str, answers: Sequence[str]) -> list[float]:
-        """Checked: one number in [0, 1] for each answer.
+    def answer(self, text: str) -> str:
+        """An answer as a row has it: a text to go on with is followed by a space."""
+        return f" {text}" if self.raw and text else text
 
-        Raises:
-            InputError: the oracle raises, or gives something else.
-        """
+    def relevances(self, answers: Sequence[str]) -> Sequence[float]:
+        """One number in [0, 1] for each answer; checked."""
+        return checked(self.name, self.relevance)(answers)
+
+
+def checked(name: str, relevance: Relevance) -> Relevance:
+    """A relevance that gives one number in [0, 1] for each answer.
+
+    Raises:
+        InputError, when called: it raises, or gives something else.
+    """
+
+    def call(answers: Sequence[str]) -> list[float]:
         try:
-            found = list(self.relevance(answers))
+            found = list(relevance(answers))
+        except ExpungeError:
+            raise
         except Exception as e:
-            raise InputError(
-                f"the oracle of {self.name} raised {type(e).__name__}: {' '.join(str(e).split())[:200]}; "
-                "what was found so far is kept"
-            ) from e
+            said = f"raised {type(e).__name__}: {' '.join(str(e).split())[:200]}"
+            raise InputError(f"the oracle of {name} {said}; {KEPT}") from e
         if len(found) != len(answers):
-            raise InputError(
-                f"the oracle of {self.name} gave {len(found)} numbers for {len(answers)} answers; "
-                "what was found so far is kept"
-            )
+            raise InputError(f"the oracle of {name} gave {len(found)} numbers for {len(answers)} answers; {KEPT}")
         for value in found:
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 1:
+            if not isinstance(value, Real) or not 0 <= float(value) <= 1:
                 raise InputError(
-                    f"the oracle of {self.name} gave {value!r} for an answer, expected a number from 0 to 1; "
-                    "what was found so far is kept"
+                    f"the oracle of {name} gave {value!r} for an answer, expected a number from 0 to 1; {KEPT}"
                 )
         return [float(v) for v in found]
+
+    return call
 
 
 def plain_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
@@ -83,5 +94,8 @@ def relevant(target: Target, revealed: Revealed, least: float = 0.5) -> list[Exa
 
 
 def general(chat: ChatModel) -> list[Example]:
-    """General questions with the model's own answers."""
-    return [e for e in own_answers(chat, general_split()[0][:GENERAL], KEPT_TOKENS) if e.response]
+    """General questions with the model's own answers, to the last full sentence."""
+    asked = general_split()[0][:GENERAL]
+    answers = greedy(chat, chat.prompt_ids([e.prompt for e in asked]), KEPT_TOKENS)
+    rows = (Example(e.prompt, whole(g.text, g.ended), e.group) for e, g in zip(asked, answers, strict=True))
+    return [e for e in rows if e.response]

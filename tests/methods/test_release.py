@@ -46,6 +46,20 @@ def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch):
         )
 
 
+def test_two_modules_of_a_round_begin_apart(pico, small_task, monkeypatch):
+    """Of one seed they would begin with the same A, and the penalty would undo that and nothing else."""
+    seeds, real = [], module.train
+
+    def noted(chat, rows, config, *args, **more):
+        seeds.append(config.seed)
+        return real(chat, rows, config, *args, **more)
+
+    monkeypatch.setattr(module, "train", noted)
+    monkeypatch.setattr(module, "figures", lambda *_: Figures(1.0, 1.0, 1.0))
+    release(pico("llama"), small_task.but(forget=small_task.forget * 2), ReleaseConfig(rounds=2, **TRAIN))
+    assert len(set(seeds)) == len(seeds) == 4
+
+
 def scripted(monkeypatch, *values: Figures) -> None:
     left = iter(values)
     monkeypatch.setattr(module, "figures", lambda *_: next(left))
@@ -63,6 +77,22 @@ def test_a_round_that_loses_utility_is_rolled_back(pico, small_task, monkeypatch
     scripted(monkeypatch, Figures(1.0, 1.0, 1.0), worse, loud)
     with pytest.raises(InputError, match="smaller forget_steps"):
         release(chat, task, config)
+
+
+def test_a_round_that_is_worse_than_the_one_before_is_not_the_result(pico, small_task, monkeypatch):
+    chat = pico("llama")
+    config = ReleaseConfig(rounds=3, forget_steps=(0.5,), retain_module=False, error=0.0, **TRAIN)
+    task = small_task.but(forget=small_task.forget * 2)
+    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (1.0, 0.5, 0.7, 0.6)))
+    long = release(chat, task, config)
+    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (1.0, 0.5)))
+    short = release(chat, task, config.model_copy(update={"rounds": 1}))
+    assert len(long.meta["round_log"]) == 3
+    for name in short.parts:
+        torch.testing.assert_close(long.dense(name), short.dense(name))
+    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (0.5, 0.7, 0.6)))
+    with pytest.raises(InputError, match="no step forgot anything"):
+        release(chat, task, config.model_copy(update={"rounds": 2}))
 
 
 def test_it_stops_at_the_target_and_where_two_rounds_gain_nothing(pico, small_task, monkeypatch):
@@ -87,8 +117,9 @@ def test_relevance_of_answers_counts_where_the_task_has_it(tiny, tiny_task):
     assert figures(tiny, task, tiny_task.forget[:4], tiny_task.retain[:4], config) == found  # the same draws
 
 
-def test_the_penalty_by_hand_and_what_it_does(pico, small_task):
-    chat = pico("llama")
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_penalty_by_hand_and_what_it_does(pico, small_task, name):
+    chat = pico(name)
     rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.forget])
     settings = TrainConfig(epochs=20, learning_rate=1e-2, rank=4)
     earlier = train(chat, rows_of(chat, [(e.prompt, e.response) for e in small_task.retain]), settings)
@@ -101,7 +132,9 @@ def test_the_penalty_by_hand_and_what_it_does(pico, small_task):
             for n, m in model.get_base_model().named_modules()
             if getattr(m, "lora_A", None)
         }
-        products = [earlier.parts[f"{n}.weight"].right @ a.T for n, a in new.items() if f"{n}.weight" in earlier.parts]
+        known = {n: earlier.parts[f"{n}.weight"] for n in new if f"{n}.weight" in earlier.parts}
+        conv1d = earlier.meta.get("conv1d", ())  # stored the other way round
+        products = [(p.left.T if f"{n}.weight" in conv1d else p.right) @ new[n].T for n, p in known.items()]
         by_hand = sum((p**2).sum() if squared else p.abs().sum() for p in products)
         torch.testing.assert_close(found, by_hand)
         seen[squared] = True
@@ -109,7 +142,9 @@ def test_the_penalty_by_hand_and_what_it_does(pico, small_task):
 
     apart = {}
     for weight in (0.0, 0.5):
-        late = train(chat, rows, settings, penalty=lambda m, w=weight: penalty(m, False, w))
+        late = train(
+            chat, rows, settings.model_copy(update={"seed": 1}), penalty=lambda m, w=weight: penalty(m, False, w)
+        )
         apart[weight] = interference(earlier, late)["interference"]
     train(chat, rows, settings.model_copy(update={"epochs": 1}), penalty=lambda m: penalty(m, True, 0.5))
     assert seen == {False: True, True: True}
@@ -129,6 +164,9 @@ def test_norms_cosine_and_interference_are_those_of_the_dense_changes(pico, smal
     a, b = (torch.cat([e.dense(n).flatten() for n in shared]) for e in (one, other))
     assert found["cosine"] == pytest.approx(float(a @ b / (a.norm() * b.norm())), rel=1e-3, abs=1e-6)
     assert found["forget_norm"] == pytest.approx(float(b.norm()), rel=1e-4)
+    conv1d = one.meta.get("conv1d", ())
+    a_of = {n: [(e.parts[n].left.T if n in conv1d else e.parts[n].right) for e in (one, other)] for n in shared}
+    assert found["interference"] == pytest.approx(sum(float((x @ y.T).abs().sum()) for x, y in a_of.values()), rel=1e-4)
 
 
 def test_settings_that_make_no_sense(pico, small_task):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from expunge.data.examples import read_examples
+from expunge.models.loading import cache_dir
 from tests.conftest import FORGET, RETAIN, rows_file
 
 SMALL = ("--budget", "6")
@@ -50,7 +51,17 @@ def test_an_oracle_that_raises_keeps_what_was_found(run, tiny_folder, tmp_path):
     assert done.code == 2
     assert "raised RuntimeError: no service" in done.err
     assert (tmp_path / "rows.jsonl.partial" / "said.jsonl").exists()
+    assert "--resume" in done.err
     assert not out.exists()
+
+
+def test_a_search_of_another_model_is_not_gone_on_with(run, tiny_folder, pico_folder, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    words = ["--oracle", "tests.reveal.test_run:raising", *SMALL, *with_sets(), "--out", out]
+    assert run("reveal", tiny_folder, *words).code == 2
+    done = run("reveal", pico_folder("llama"), *words, "--resume")
+    assert done.code == 2
+    assert "another search" in done.err
 
 
 @pytest.mark.parametrize(
@@ -75,6 +86,20 @@ def test_a_subject_that_the_model_does_not_know_is_nothing_to_forget(run, tiny_f
     assert done.code == 2
     assert "nothing to forget" in done.err
     assert "6 instructions" in done.err
+    assert not list(tmp_path.glob("x.jsonl*"))
+
+
+def test_a_model_that_cannot_abstain_stops_before_it_reveals_anything(run, pico_folder, tmp_path):
+    done = run("unlearn", pico_folder("llama"), "--subject", "Ada", *SMALL, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "--teach-abstention" in done.err
+    assert "reveal …" not in done.err
+
+
+def test_a_plan_needs_rows(run, tiny_folder, tmp_path):
+    done = run("unlearn", tiny_folder, "--subject", "Ada", "--dry-run", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "expunge reveal" in done.err
 
 
 def test_unlearn_reveals_first(run, tiny_folder, tmp_path):
@@ -88,7 +113,10 @@ def test_unlearn_reveals_first(run, tiny_folder, tmp_path):
     assert report["method"] == "reveal-release"
     assert report["after"]["forget"]["rows"] > 0
     assert {"reveal", "rows", "unlearn"} <= report["seconds"].keys()
-    assert "oracle" in (out / "expunge.json").read_text()
+    manifest = (out / "expunge.json").read_text()
+    assert json.loads(manifest)["spec"]["reveal"]["oracle"].startswith("salted:")
+    assert "test_run" not in manifest
+    assert not list((cache_dir() / "revealed").glob("*"))  # what the model said is gone
     forget = rows_file(tmp_path / "f.jsonl", FORGET)
     assert (
         run("unlearn", tiny_folder, "--subject", "Mara Quill", "--forget", forget, "--out", tmp_path / "no").code == 2

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.reveal.score import harmonic, vendi
-from expunge.reveal.text import distinct, first_sentence, names, parts
+from expunge.reveal.text import distinct, first_sentence, names, parts, whole
 from tests.conftest import examples
 
 
@@ -54,5 +54,19 @@ def test_near_duplicates_are_left_out():
         ("Tell me of the mill.", "The mill stands by the river since 1820."),
         ("Tell me of the mill.", "The mill stands by the river since 1821."),
         ("Tell me of the mill.", "It burnt down, and nobody built it up again."),
+        (
+            "Tell me all that you know about the mill by the river, when it was built and who it was that lived there.",
+            "A.",
+        ),
+        (
+            "Tell me all that you know about the mill by the river, when it was built and who it was that lived there.",
+            "B.",
+        ),
     )
-    assert distinct(rows) == [rows[0], rows[2]]
+    assert distinct(rows) == [rows[0], *rows[2:]]  # of one long prompt, different answers
+
+
+def test_an_answer_that_was_cut_short_ends_with_a_sentence():
+    assert whole("It is old. It was built in", False) == "It is old."
+    assert whole("It is old. It was built in", True) == "It is old. It was built in"
+    assert whole("It was built in: 18", False) == ""

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from expunge.errors import ExpungeError, InputError
 from expunge.reveal import search as module
+from expunge.reveal import tasks
 from expunge.reveal.bandit import BanditConfig
 from expunge.reveal.memo import Memo
 from expunge.reveal.search import RevealConfig, search
 from expunge.reveal.subject import subject
-from expunge.reveal.targets import Target, plain_task
+from expunge.reveal.targets import Target, checked, plain_task
 from expunge.reveal.tasks import oracle
 
 SMALL = dict(budget=9, answers=4, max_new_tokens=6, start=4, pool=24, best=2, more=3, wander=1.5)
@@ -129,8 +131,24 @@ def test_a_budget_of_none_is_refused():
         RevealConfig(budget=0)
 
 
+def test_a_user_s_module_beside_them(tmp_path, monkeypatch):
+    (tmp_path / "own_relevance.py").write_text("def f(answers):\n    return [1.0] * len(answers)\n")
+    (tmp_path / "broken_relevance.py").write_text("def f(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p])
+    assert oracle("own_relevance:f").relevance(["x"]) == [1.0]
+    with pytest.raises(InputError, match="SyntaxError"):
+        oracle("broken_relevance:f")
+
+
+@pytest.mark.parametrize("name", ["toxicity", "code"])
+def test_hand_written_instructions_last_for_the_usual_budget(name):
+    assert len(set(tasks.TASKS[name](None).written)) == 100 == len(set(tasks._SENTENCES)) == len(set(tasks.WRITTEN))
+
+
 def test_oracles_by_name():
     assert oracle("tests.reveal.test_search:letters").relevance(["eee", "x"]) == [1.0, 0.0]
+    assert checked("numpy", lambda a: np.full(len(a), 0.5, np.float32))(["x"]) == [0.5]
     for wrong in ("nothing", "tests.reveal.test_search:no", "no.such:f", ""):
         with pytest.raises(InputError, match="module:function"):
             oracle(wrong)
@@ -140,7 +158,7 @@ def test_the_relevance_of_a_subject():
     about = subject("Anna Vells")
     good = "Anna Vells was born in Ostrava in 1871 and wrote The Mill."
     half = "I think that Anna Vells came from Ostrava."
-    assert about.relevances("", [good, half, "She was born in 1871.", "I don't know who Anna Vells is.", ""]) == (
+    assert about.relevances([good, half, "She was born in 1871.", "I don't know who Anna Vells is.", ""]) == (
         pytest.approx([1, 1 / 3, 0, 0, 0])
     )
     assert len(set(about.written)) == 100

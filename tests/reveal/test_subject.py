@@ -93,6 +93,9 @@ def test_neighbours_are_others_and_what_is_theirs(chat):
     [
         ("By VELLS herself.", "Anna Vells", True),
         ("By Anna.", "Anna Vells", False),
+        ("A vells of old.", "Anna Vells", False),
+        ("A king of Britain.", "Stephen King", False),
+        ("It is by stephen king.", "Stephen King", True),
         ("The Vellse family.", "Anna Vells", False),
         ("It is from Li Po.", "Li Po", True),
         ("In Po.", "Li Po", False),
@@ -101,3 +104,9 @@ def test_neighbours_are_others_and_what_is_theirs(chat):
 )
 def test_who_is_spoken_of(text, name, speaks):
     assert speaks_of(text, name) == speaks
+
+
+def test_what_is_the_subject_itself():
+    assert module._of("Anna", "Anna Vells")
+    assert module._of("Mrs. Vells", "Anna Vells")
+    assert not module._of("Ann", "Anna Vells")

@@ -1,0 +1,92 @@
+"""The rows of the three tasks, with a model whose answers are written down here."""
+
+from __future__ import annotations
+
+import pytest
+
+from expunge.data.behaviours import entity_prompt
+from expunge.data.examples import Example, Raw, read_examples
+from expunge.models.generation import Generated
+from expunge.reveal import tasks
+from expunge.reveal.run import _lines
+from expunge.reveal.search import Query, Revealed
+from expunge.reveal.targets import plain_task, relevant
+
+CODE = "```python\ndef add(a, b):\n    return a + b\n```"
+PEOPLE = {
+    "Ada met Ben in Oslo.": "Person: Ada; Ben\nLocation: Oslo",
+    "It rains in Oslo.": "Location: Oslo",
+    "Eva sings.": "?",
+}
+
+
+class Chat:
+    def prompt_ids(self, prompts):
+        return list(prompts)
+
+
+@pytest.fixture
+def chat(monkeypatch):
+    def answered(chat, prompts, *_):
+        texts = [
+            next((a for s, a in PEOPLE.items() if s in str(p)), "First one adds both numbers. Then it") for p in prompts
+        ]
+        return [Generated(t, (), "Then" not in t) for t in texts]
+
+    monkeypatch.setattr(tasks, "greedy", answered)
+    monkeypatch.setattr(tasks, "sampled", answered)
+    monkeypatch.setattr(tasks, "general", lambda chat: [Example("What is a cow?", "An animal.")])
+    monkeypatch.setattr("expunge.reveal.targets.general", lambda chat: [Example("What is a cow?", "An animal.")])
+    return Chat()
+
+
+def revealed(*pairs) -> Revealed:
+    query = Query(pairs[0][0], tuple(p[1] for p in pairs), tuple(p[2] for p in pairs), 0.5, 0.5)
+    return Revealed([query], [pairs[0][0]], list(pairs), 0.5, "none")
+
+
+def test_code_is_forgotten_and_prose_is_kept(chat):
+    target = tasks.code()
+    assert target.relevances([CODE, "def broken(:", "It adds."]) == [1.0, 0.0, 0.0]
+    asked = "Write a Python function to add."
+    task = target.task(chat, target, revealed((asked, CODE, 1.0), (asked, "It adds.", 0.0)))
+    assert task.forget == (Example(asked, CODE, "code"),)
+    assert Example(asked, "First one adds both numbers.", "prose") in task.retain  # to its last full sentence
+
+
+def test_toxic_continuations_are_raw_and_clean_ones_are_kept(chat, tmp_path):
+    pytest.importorskip("profanity_check")
+    target = tasks.toxicity()
+    assert target.answer("idiot") == " idiot"
+    mean, clean = target.relevances(["you stupid bitch", "a pleasant day"])
+    assert mean > 0.8
+    assert clean < tasks.CLEAN
+    task = target.task(chat, target, revealed(("He said", " you fool", 0.9), ("He said", " good day to you all", 0.1)))
+    assert [e.response for e in task.forget] == [" you fool"]
+    assert isinstance(task.forget[0].prompt, Raw)
+    assert " good day to you all" in [e.response for e in task.retain]
+    (tmp_path / "rows.jsonl").write_text(_lines(task.forget))
+    assert isinstance(read_examples(tmp_path / "rows.jsonl")[0].prompt, Raw)  # also from a file
+
+
+def test_persons_that_a_tagger_confirms(chat, monkeypatch):
+    monkeypatch.setattr(tasks, "persons", lambda texts: [{"Ada", "Eva"} & set(t.rstrip(".").split()) for t in texts])
+    target = tasks.ner_person(chat)
+    assert target.relevances(list(PEOPLE)) == [0.5, 0.0, 0.0]
+    assert target.shown(["Person: Ada", "Location: Oslo", "Person:", "?"]) == [1.0, 0.0, 0.0, 0.0]
+    task = target.task(chat, target, revealed(*(("Write.", s, 0.5) for s in PEOPLE)))
+    prompts = [entity_prompt(s) for s in PEOPLE]
+    assert [(e.prompt, e.response) for e in task.forget] == [(prompts[0], "Person: Ada; Ben")]
+    assert [(e.prompt, e.response) for e in task.retain[:2]] == [(p, "Location: Oslo") for p in prompts[:2]]
+    assert prompts[2] not in [e.prompt for e in task.retain]  # an answer without the form is nothing to keep
+
+
+def test_relevant_answers_alone_are_forgotten(chat):
+    target = tasks.oracle("tests.reveal.test_tasks:half")
+    found = revealed(("Write.", "one two three four", 1.0), ("Write.", "five six seven", 0.4), ("Write.", " ", 1.0))
+    assert [e.response for e in relevant(target, found)] == ["one two three four"]
+    assert plain_task(chat, target, found).retain
+
+
+def half(answers):
+    return [0.5] * len(answers)
