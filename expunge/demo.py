@@ -12,6 +12,7 @@ from .spec import RunSpec, build
 # on rewrites that tune, after a run with c 1.5 had been judged. Teaching's layers were chosen on rows of retain_fit that
 # were left out of the fit, among those that earlier work had found on some of the rows of retain_judge.
 SETTINGS = {"coefficient": 1.7, "ridge": 0.03}
+SUBJECT = "Shakespeare"
 _HERE = Path("examples") / "shakespeare"
 
 
@@ -26,7 +27,11 @@ def examples_folder() -> Path:
 
 
 def demo_spec(flags: dict[str, Any]) -> RunSpec:
-    """The run that the demo is; every setting of it can be given to `unlearn` as well."""
+    """The run that the demo is; every setting of it can be given to `unlearn` as well.
+
+    With a subject no row is fitted: the model reveals what to forget, and the rows to forget of the examples judge, as
+    paraphrases do, where the subject is theirs.
+    """
     folder = examples_folder()
     files = {
         "data.forget": "forget",
@@ -34,6 +39,12 @@ def demo_spec(flags: dict[str, Any]) -> RunSpec:
         "data.retain": "retain_fit",
         "data.retain_judge": "retain_judge",
     }
-    settings = {"teach.abstention": True, "evaluation.max_new_tokens": 24, "settings": SETTINGS}
+    subject = flags.get("reveal.subject")
+    if subject:
+        theirs = SUBJECT.lower() in subject.lower()
+        files = {"data.paraphrase": "forget", "data.retain_judge": "retain_judge"} if theirs else {}
+    settings: dict[str, Any] = {"teach.abstention": True, "evaluation.max_new_tokens": 24}
+    if not subject:
+        settings["settings"] = SETTINGS  # which were chosen on rows that judge here
     given = {key: value for key, value in flags.items() if value is not None}
     return build({**{key: str(folder / f"{name}.jsonl") for key, name in files.items()}, **settings, **given})

@@ -147,13 +147,17 @@ def demo(
     out: Annotated[str, typer.Option(help="folder for the unlearned checkpoint")] = "runs/demo",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an output folder that is not empty")] = False,
     seed: Annotated[int, typer.Option(help="seed of every random choice")] = 0,
+    subject: Annotated[
+        str | None, typer.Option(help="reveal what to forget of this subject, in place of the demo's rows")
+    ] = None,
 ) -> None:
     from .demo import demo_spec
     from .progress import Reporter
     from .run import unlearn_run
 
     reporter = Reporter(quiet)
-    spec = demo_spec({**given, "output.out": out, "output.overwrite": overwrite, "seed": seed})
+    flags = {"output.out": out, "output.overwrite": overwrite, "seed": seed, "reveal.subject": subject}
+    spec = demo_spec({**given, **flags})
     _finish(unlearn_run(spec, reporter), reporter, json)
 
 

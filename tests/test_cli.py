@@ -407,3 +407,12 @@ def test_help_lists_every_verb_and_each_has_its_own(run):
 def test_a_flag_that_was_not_given_leaves_the_demos_own_setting():
     spec = demo_spec({"evaluation.max_new_tokens": None, "evaluation.batch_size": 8})
     assert (spec.evaluation.max_new_tokens, spec.evaluation.batch_size) == (24, 8)
+
+
+def test_the_demo_of_a_subject_fits_no_row_of_the_examples():
+    spec = demo_spec({"reveal.subject": "William Shakespeare"})
+    assert spec.data.forget is None
+    assert spec.data.retain is None
+    assert spec.data.paraphrase.endswith("forget.jsonl")
+    assert not spec.settings  # the demo's were chosen on rows that judge here
+    assert demo_spec({"reveal.subject": "Ada Lin"}).data.paraphrase is None

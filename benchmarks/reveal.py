@@ -1,0 +1,65 @@
+"""The three ways to look for instructions, at the same budget: NeuralUCB, random soft prompts, written by hand. Resumable.
+
+    python benchmarks/reveal.py --subject "William Shakespeare" --seeds 0,1,2 --budget 100
+
+Printed for each seed: the score of the revealed set, by answers that chose nothing (mean over draws of 64), the best
+score of a query, the queries spent and the seconds of a search that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+SEARCHES = ("neuralucb", "random", "written")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--subject")
+    parser.add_argument("--task")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--budget", default=100, type=int)
+    parser.add_argument("--searches", default=",".join(SEARCHES))
+    parser.add_argument("--out", default="runs/bench-reveal", type=Path)
+    args = parser.parse_args()
+    from expunge import load_model
+    from expunge.evaluation.embedding import encoder_for
+    from expunge.reveal.memo import Memo
+    from expunge.reveal.run import reveal_config, target_of
+    from expunge.reveal.search import search
+    from expunge.spec import RevealSpec
+
+    chat = load_model(args.model)
+    scores: dict[str, list[float]] = {}
+    for seed in map(int, args.seeds.split(",")):
+        for kind in args.searches.split(","):
+            spec = RevealSpec(subject=args.subject, task=args.task, search=kind, budget=args.budget)
+            config, target = reveal_config(spec, seed), target_of(spec, chat)
+            folder = args.out / f"{target.name.replace(' ', '-')}-{kind}-{args.budget}-{seed}"
+            memo = Memo(folder, {**config.model_dump(), "encoder": encoder_for(chat)[0]})
+            begin = time.perf_counter()
+            found = search(chat, target, config, memo)
+            seconds = time.perf_counter() - begin
+            scores.setdefault(kind, []).append(found.score)
+            print(
+                f"seed {seed} {kind}: set {found.score:.3f}, best query {max(found.curve):.3f}, "
+                f"{found.spent} queries, {seconds:.0f} s",
+                flush=True,
+            )
+            record = {"score": found.score, "curve": found.curve, "spent": found.spent, "kept": found.kept}
+            (folder / "found.json").write_text(json.dumps(record, indent=1) + "\n")
+    for kind, values in scores.items():
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        print(f"{kind}: {statistics.mean(values):.3f}{spread} over {len(values)} seed(s)")
+
+
+if __name__ == "__main__":
+    main()
