@@ -121,20 +121,23 @@ class Edit:
         """The parameter after the edit: the sum is taken in float32 (float64 where a side has it), then rounded once."""
         part = self.parts[name]
         if isinstance(part, Replace):
-            _same_shape(name, part.value, old)
+            _same_shape(name, part.value.shape, old)
             return part.value.to(old)
         wide = torch.promote_types(torch.promote_types(old.dtype, part.left.dtype), torch.float32)
         delta = part.left.to(old.device, wide) @ part.right.to(old.device, wide)
-        _same_shape(name, delta, old)
+        _same_shape(name, delta.shape, old)
         return (old.to(wide) + delta).to(old.dtype)
 
     # ------------------------------------------------------------ on a model in memory
 
-    def apply(self, model: ChatModel | nn.Module, keep_original: bool = True) -> None:
+    def apply(self, model: ChatModel | nn.Module, keep_original: bool = True, check: bool = True) -> None:
         """**Changes the model's weights in place.** `revert` puts the originals back, bit for bit.
+
+        Beside the copy of the touched tensors, one more of them is held at a time.
 
         Args:
             keep_original: False saves the copy of the touched tensors; there is no way back then.
+            check: False leaves out the hashes, for an edit that was just made on this model.
 
         Raises:
             IntegrityError: the model is not the one that the edit was made for.
@@ -143,14 +146,25 @@ class Edit:
         module = _module(model)
         if module in self._stash:
             raise InputError("this edit is applied to this model already; revert it first")
-        self.check(module)
-        old = {name: _parameter(module, name) for name in self.parts}
-        new = {name: self.new_value(name, p.data) for name, p in old.items()}  # all before the first is written
+        if check:
+            self.check(module)
+        touched = {name: _parameter(module, name) for name in self.parts}
+        for name, parameter in touched.items():  # all before the first is written
+            _same_shape(name, _shape(self.parts[name]), parameter)
+        stash: dict[str, Tensor] = {}
+        try:
+            with torch.no_grad():
+                for name, parameter in touched.items():
+                    new = self.new_value(name, parameter.data)
+                    if keep_original:
+                        stash[name] = parameter.data.clone()
+                    parameter.data.copy_(new)
+        except BaseException:
+            for name, value in stash.items():
+                touched[name].data.copy_(value)
+            raise
         if keep_original:
-            self._stash[module] = {name: p.data.clone() for name, p in old.items()}
-        with torch.no_grad():
-            for name, parameter in old.items():
-                parameter.data.copy_(new[name])
+            self._stash[module] = stash
 
     def revert(self, model: ChatModel | nn.Module) -> None:
         """**Puts back the weights** that `apply` changed, bit for bit."""
@@ -166,9 +180,9 @@ class Edit:
                 _parameter(module, name).data.copy_(value)
 
     @contextmanager
-    def applied(self, model: ChatModel | nn.Module) -> Iterator[None]:
+    def applied(self, model: ChatModel | nn.Module, check: bool = True) -> Iterator[None]:
         """`apply` on entry, `revert` on exit, also after an exception."""
-        self.apply(model)
+        self.apply(model, check=check)
         try:
             yield
         finally:
@@ -386,6 +400,11 @@ def _parameter(model: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _same_shape(name: str, new: Tensor, old: Tensor) -> None:
-    if new.shape != old.shape:
-        raise IntegrityError(f"{name} has shape {tuple(old.shape)} in this model, {tuple(new.shape)} in the edit")
+def _shape(part: Part) -> torch.Size:
+    """Of the parameter that a part is for."""
+    return part.value.shape if isinstance(part, Replace) else torch.Size((part.left.shape[0], part.right.shape[1]))
+
+
+def _same_shape(name: str, new: torch.Size, old: Tensor) -> None:
+    if new != old.shape:
+        raise IntegrityError(f"{name} has shape {tuple(old.shape)} in this model, {tuple(new)} in the edit")

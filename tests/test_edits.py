@@ -77,6 +77,40 @@ def test_another_model_is_refused_and_left_alone(pico):
         edit.apply(pico("gpt2"))
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_edit_of_another_shape_touches_nothing(pico, keep):
+    chat = pico("llama")
+    first, second = (f"model.layers.{n}.mlp.down_proj.weight" for n in (0, 1))
+    good = LowRank(torch.ones(32, 1), torch.ones(1, 48))
+    edit = Edit({first: good, second: LowRank(torch.ones(32, 1), torch.ones(1, 47))})
+    before = {n: p.clone() for n, p in chat.model.named_parameters()}
+    with pytest.raises(IntegrityError, match="shape"):
+        edit.apply(chat, keep_original=keep)
+    assert all(torch.equal(p, before[n]) for n, p in chat.model.named_parameters())
+
+
+def test_what_fails_in_the_middle_is_put_back(pico, monkeypatch):
+    chat = pico("llama")
+    names = [f"model.layers.{n}.mlp.down_proj.weight" for n in (0, 1)]
+    edit = Edit({n: LowRank(torch.ones(32, 1), torch.ones(1, 48)) for n in names})
+    before = {n: p.clone() for n, p in chat.model.named_parameters()}
+    real = Edit.new_value
+
+    def full(self, name, old):
+        if name == names[1]:
+            raise MemoryError
+        return real(self, name, old)
+
+    monkeypatch.setattr(Edit, "new_value", full)
+    with pytest.raises(MemoryError):
+        edit.apply(chat)
+    assert all(torch.equal(p, before[n]) for n, p in chat.model.named_parameters())
+    monkeypatch.undo()
+    edit.apply(chat)
+    edit.revert(chat)
+    assert all(torch.equal(p, before[n]) for n, p in chat.model.named_parameters())
+
+
 def test_the_base_is_recognised_in_other_dtypes(pico):
     chat = pico()
     edit = Edit.on(chat.model, {NAME: low_rank(chat)})

@@ -238,7 +238,7 @@ def _chosen(
             step = gone.times(-forget_step)
             if kept and retain_step:
                 step = kept.times(retain_step).compose(step)
-            with step.applied(chat):
+            with step.applied(chat, check=False):  # both modules were just made on it
                 found = look()
             within = (
                 found.kept >= config.keep * before.kept
