@@ -179,6 +179,7 @@ class Bench:
             edit = run_method(self.chat, fit, cell.method, chosen)
             taken = time.perf_counter() - begin
         record = {"settings": chosen, "seconds": taken, "seconds_in_all": taken, "peak_bytes": highest()}
+        record |= {k: edit.meta[k] for k in ("round_log", "total_forget_step") if k in edit.meta}
         if trials := edit.meta.get("trials"):
             best = min(trials, key=lambda t: t["loss"])
             record |= {"trials": trials, "seconds": best["seconds"]}

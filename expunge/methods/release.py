@@ -94,7 +94,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
             "nothing to forget: none of the model's answers to the held-out forget prompts shows any of it"
         )
     current: Edit | None = None
-    best: Edit | None = None
+    best, taken = None, 0  # the edit of the best round, and how many rounds are in it
     left, gains, log = [before.forget], [], []
     for number in range(config.rounds):
         with current.applied(chat) if current else nullcontext():
@@ -111,7 +111,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         current = current.compose(step) if current else step
         found = chosen["forget"]
         if found <= min(left):  # of equal rounds the later: what is measured moves in steps, the weights do not
-            best = current
+            best, taken = current, len(log)
         gains.append((left[-1] - found) / before.forget)
         left.append(found)
         if found <= config.target * before.forget or (len(gains) > 1 and max(gains[-2:]) < LEAST_GAIN):
@@ -130,6 +130,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         **config.model_dump(),
         "before": vars(before),
         "round_log": log,
+        "total_forget_step": sum(r["forget_step"] for r in log[:taken]),
         "rank_before": best.rank,
     }
     return edit

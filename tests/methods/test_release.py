@@ -88,6 +88,7 @@ def test_a_round_that_is_worse_than_the_one_before_is_not_the_result(pico, small
     scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (1.0, 0.5)))
     short = release(chat, task, config.model_copy(update={"rounds": 1}))
     assert len(long.meta["round_log"]) == 3
+    assert long.meta["total_forget_step"] == 0.5
     for name in short.parts:
         torch.testing.assert_close(long.dense(name), short.dense(name))
     scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (0.5, 0.7, 0.6)))
