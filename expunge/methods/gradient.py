@@ -23,7 +23,7 @@ class GradientConfig(TrainConfig):
 
     epochs: int = Field(10, ge=1, description="passes over the forget set")
     batch_size: int = Field(32, ge=1, description="forget rows a step, and as many retain rows")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimizer")
     retain_weight: float = Field(1.0, ge=0, description="weight of the retain loss")
 
     @model_validator(mode="before")

@@ -36,7 +36,7 @@ class RmuConfig(TrainConfig):
     learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
     epochs: int = Field(10, ge=1, description="passes over the forget set")
     batch_size: int = Field(32, ge=1, description="forget rows a step, and as many retain rows")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimizer")
 
 
 def rmu(chat: ChatModel, task: ForgetTask, config: RmuConfig, progress: Progress | None = None) -> Edit:

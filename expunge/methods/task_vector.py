@@ -22,7 +22,7 @@ class TaskVectorConfig(TrainConfig):
 
     scale: float = Field(1.0, gt=0, description="lambda, how much of the module is taken off")
     epochs: int = Field(10, ge=1, description="passes over the rows")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimizer")
 
 
 class RetrainConfig(TrainConfig):

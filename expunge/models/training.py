@@ -34,7 +34,7 @@ class TrainConfig(BaseModel):
     first_layer: int = Field(0, ge=0, description="lowest block that gets a LoRA module")
     only: tuple[str, ...] = Field((), description="full: names of the weights to train; default: all")
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer")
     optimizer: Literal["adamw", "sophia"] = Field("adamw", description="sophia: second-order (SOUL)")
     epochs: int = Field(20, ge=1, description="passes over the rows")
     batch_size: int = Field(16, ge=1, description="rows a step")

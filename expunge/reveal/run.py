@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ..data.examples import Example, ForgetTask, Raw, Relevance, read_examples
-from ..errors import InputError, NothingToForget
+from ..errors import InputError, NothingToForget, unknown
 from ..files import write_whole
 from ..progress import Reporter
 from ..spec import RevealSpec, RunSpec
@@ -34,6 +34,9 @@ def reveal_config(spec: RevealSpec, seed: int) -> RevealConfig:
     from ..methods import plain
     from .search import RevealConfig
 
+    for name in spec.settings:
+        if name not in RevealConfig.model_fields:
+            raise unknown("setting of the search", name, RevealConfig.model_fields)
     given = {"search": spec.search, "budget": spec.budget}
     try:
         return RevealConfig(**{"seed": seed, **{k: v for k, v in given.items() if v is not None}, **spec.settings})
