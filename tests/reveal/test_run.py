@@ -71,7 +71,7 @@ def test_a_search_of_another_model_is_not_gone_on_with(run, tiny_folder, pico_fo
         (["--subject", "A", "--task", "code"], "give one of them"),
         (["--subject", "A", "--budget", "0"], "budget"),
         (["--subject", " "], "--subject is empty"),
-        (["--subject", "A", "--set", "answer=1"], "did you mean answers?"),
+        (["--subject", "A", "--set", "answer=1"], "did you mean answers"),
         (["--subject", "A", "--set", "answers=1"], "answers"),
         (["--oracle", "nowhere"], "module:function"),
     ],
