@@ -51,10 +51,10 @@ def main() -> None:
             scores.setdefault(kind, []).append(found.score)
             print(
                 f"seed {seed} {kind}: set {found.score:.3f}, best query {max(found.curve):.3f}, "
-                f"{found.spent} queries, {seconds:.0f} s",
+                f"{len(found.queries)} queries, {seconds:.0f} s",
                 flush=True,
             )
-            record = {"score": found.score, "curve": found.curve, "spent": found.spent, "kept": found.kept}
+            record = {"score": found.score, "curve": found.curve, "spent": len(found.queries), "kept": found.kept}
             (folder / "found.json").write_text(json.dumps(record, indent=1) + "\n")
     for kind, values in scores.items():
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -69,3 +71,38 @@ def write_whole(file: Path, text: str) -> None:
     finally:
         if partial.parent.is_dir():
             partial.unlink(missing_ok=True)
+
+
+def append_line(file: Path, value: Mapping[str, Any]) -> None:
+    """Adds a line of JSON, on disk when this returns. A line that a kill tore is closed first: `whole_lines` leaves it out.
+
+    Raises:
+        ExpungeError: it cannot be written; the lines before it are kept.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a+b") as f:
+            torn = f.tell() and not _ends_whole(f)
+            f.write((b"\n" if torn else b"") + json.dumps(value).encode() + b"\n")
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise ExpungeError(f"cannot write {file}: {e.strerror or e}; what was finished is kept") from e
+
+
+def _ends_whole(f: Any) -> bool:
+    f.seek(-1, os.SEEK_END)
+    return f.read(1) == b"\n"
+
+
+def whole_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects that `append_line` wrote; none where there is no file."""
+    if not file.is_file():
+        return
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict):
+            yield line

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ExpungeError
-from ..files import write_whole
+from ..files import append_line, whole_lines, write_whole
 from ..run import salt
 
 
@@ -69,21 +67,10 @@ class Results:
     def add(self, cell: Cell, record: Mapping[str, Any]) -> None:
         line = {"key": self.key, "cell": list(cell), **record}
         if not self._told:
-            self._write({"key": self.key, "about": self.about})
+            append_line(self.file, {"key": self.key, "about": self.about})
             self._told = True
-        self._write(line)
+        append_line(self.file, line)
         self.cells[cell] = line
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.file, "a+b") as f:
-                torn = f.tell() and not _ends_whole(f)  # a line that a kill tore; readers leave it out
-                f.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
-                f.flush()
-                os.fsync(f.fileno())
-        except OSError as e:
-            raise ExpungeError(f"cannot write {self.file}: {e.strerror or e}; finished cells are kept") from e
 
     def keep_rows(self, cell: Cell, record: Mapping[str, Any]) -> None:
         """Per-row values, numbers only, in a file beside the table."""
@@ -99,19 +86,6 @@ class Results:
         return self.file.parent / "rows" / self.key / name
 
 
-def _ends_whole(f: Any) -> bool:
-    f.seek(-1, os.SEEK_END)
-    return f.read(1) == b"\n"
-
-
 def lines(file: Path) -> Iterator[dict[str, Any]]:
     """The whole lines: of cells ("cell"), and of what a benchmark is ("about")."""
-    if not file.is_file():
-        return
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "key" in line and ("cell" in line or "about" in line):
-            yield line
+    return (line for line in whole_lines(file) if "key" in line and ("cell" in line or "about" in line))

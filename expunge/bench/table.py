@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InputError, unknown
 from ..evaluation.scores import METRICS, OPTIONAL
 from ..files import write_whole
+from ..plots import svg
 from .results import Cell, lines
 from .settings import fixed
 
@@ -224,12 +225,6 @@ def _spread(values: Sequence[float | None], digits: int | None = None) -> str:
 
 def plots(rows: Mapping[Row, list[dict[str, Any]]], folder: Path, key: str) -> None:
     """scatter-KEY.svg (forget against retain, the gold standard marked) and deviation-KEY.svg (bars)."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "expunge"
-    from matplotlib import pyplot
-
     points = {}
     for row, records in rows.items():
         found = [r["metrics"] for r in records if "metrics" in r and {FORGET, KEPT} <= r["metrics"].keys()]
@@ -237,30 +232,22 @@ def plots(rows: Mapping[Row, list[dict[str, Any]]], folder: Path, key: str) -> N
             points[row] = [statistics.mean(m[role]["rouge1"] for m in found) for role in (FORGET, KEPT)]
     if not points:
         return
-    figure, axes = pyplot.subplots(figsize=(7, 5))
-    for row, (forget, kept) in points.items():
-        gold = row[0] == "retrained"
-        axes.scatter(forget, kept, marker="*" if gold else "o", s=200 if gold else 40, c="goldenrod" if gold else None)
-        axes.annotate(" ".join(filter(None, row)), (forget, kept), fontsize=7)
-    axes.set(xlabel="forget ROUGE-1 (lower is better)", ylabel="retain ROUGE-1 (higher is better)")
-    _save(figure, folder / f"scatter-{key}.svg")
+    with svg(folder / f"scatter-{key}.svg", (7, 5)) as axes:
+        for row, (forget, kept) in points.items():
+            gold = row[0] == "retrained"
+            marker, area, colour = ("*", 200, "goldenrod") if gold else ("o", 40, None)
+            axes.scatter(forget, kept, marker=marker, s=area, c=colour)
+            axes.annotate(" ".join(filter(None, row)), (forget, kept), fontsize=7)
+        axes.set(xlabel="forget ROUGE-1 (lower is better)", ylabel="retain ROUGE-1 (higher is better)")
     bars = {}
     for row, records in rows.items():
         scores = [r["metrics"]["deviation_score"] for r in records if "deviation_score" in r.get("metrics", {})]
         if scores and row[0] != "taught":
             bars[" ".join(filter(None, row))] = scores
-    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(bars) + 1.2))
     means = [statistics.mean(v) for v in bars.values()]
     errors = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in bars.values()]
-    axes.barh(list(bars), means, xerr=errors, color=["goldenrod" if b == "retrained" else "steelblue" for b in bars])
-    axes.invert_yaxis()
-    axes.set(xlabel="Deviation Score (lower is better)")
-    _save(figure, folder / f"deviation-{key}.svg")
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    colours = ["goldenrod" if b == "retrained" else "steelblue" for b in bars]
+    with svg(folder / f"deviation-{key}.svg", (7, 0.4 * len(bars) + 1.2)) as axes:
+        axes.barh(list(bars), means, xerr=errors, color=colours)
+        axes.invert_yaxis()
+        axes.set(xlabel="Deviation Score (lower is better)")

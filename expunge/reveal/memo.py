@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ExpungeError, InputError
+from ..files import append_line, whole_lines
 
 Answered = tuple[list[str], list[float]]
 
@@ -31,51 +30,22 @@ class Memo:
         self._said: dict[str, Any] = {}
         if folder is None:
             return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise ExpungeError(f"cannot write to {folder}: {e.strerror or e}") from e
-        for line in self._lines():
-            self._said[line["name"]] = line["value"]
+        self._said = {line["name"]: line["value"] for line in whole_lines(self._file)}
         if self._said.setdefault("about", about) != about:
             raise InputError(f"{folder} is of another search; remove it, or pass another --out")
         if not self._file.is_file():
-            self._write("about", about)
+            append_line(self._file, {"name": "about", "value": about})
 
     @property
     def _file(self) -> Path:
         assert self.folder
         return self.folder / "said.jsonl"
 
-    def _lines(self) -> list[dict[str, Any]]:
-        """The whole lines; what a kill tore is left out."""
-        found = []
-        if self._file.is_file():
-            for text in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    found.append(json.loads(text))
-                except json.JSONDecodeError:
-                    continue
-        return found
-
-    def _write(self, name: str, value: Any) -> None:
-        try:
-            with open(self._file, "a+b") as f:
-                torn = b""
-                if f.tell():
-                    f.seek(-1, os.SEEK_END)
-                    torn = b"" if f.read(1) == b"\n" else b"\n"
-                f.write(torn + json.dumps({"name": name, "value": value}).encode() + b"\n")
-                f.flush()
-                os.fsync(f.fileno())
-        except OSError as e:
-            raise ExpungeError(f"cannot write {self._file}: {e.strerror or e}; what was found is kept") from e
-
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._said:
             value = make()
             if self.folder:
-                self._write(name, value)
+                append_line(self._file, {"name": name, "value": value})
             self._said[name] = value
         return self._said[name]
 

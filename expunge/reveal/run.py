@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ..data.examples import Example, ForgetTask, Raw, Relevance, read_examples
 from ..errors import InputError, NothingToForget, unknown
 from ..files import write_whole
+from ..plots import svg
 from ..progress import Reporter
 from ..spec import RevealSpec, RunSpec
 
@@ -81,6 +82,9 @@ def revealed_task(
 
     Args:
         folder: where the search keeps what it has paid for.
+
+    Raises:
+        NothingToForget: no answer was relevant, or the model connects nothing with the subject; the folder is removed.
     """
     from ..evaluation.embedding import encoder_for
     from .memo import Memo
@@ -102,27 +106,26 @@ def revealed_task(
                 reporter.say(f"  {done} of {config.budget} queries, best score {best:.3f}")
 
         found = search(chat, target, config, memo, progress)
-    with reporter.stage("rows"):
-        task = target.task(chat, target, found)
-    if not task.forget:
-        best = max((q.score for q in found.queries), default=0.0)
-        raise NothingToForget(
-            f"nothing to forget: {len(found.queries)} instructions brought no relevant answer for {target.name!r} (best "
-            f"score {best:.2f}); tried were {', '.join(repr(q.instruction) for q in found.queries[:3])} and others"
-        )
+    try:
+        with reporter.stage("rows"):
+            task = target.task(chat, target, found)
+        if not task.forget:
+            best = max((q.score for q in found.queries), default=0.0)
+            raise NothingToForget(
+                f"nothing to forget: {len(found.queries)} instructions brought no relevant answer for {target.name!r} "
+                f"(best score {best:.2f}); tried were {', '.join(repr(q.instruction) for q in found.queries[:3])} and others"
+            )
+    except NothingToForget:
+        shutil.rmtree(folder, ignore_errors=True)  # another run would find as little
+        raise
     return task, found
 
 
 def staged_task(chat: ChatModel, spec: RevealSpec, seed: int, folder: Path, reporter: Reporter) -> ForgetTask:
-    """`revealed_task`, kept in the folder: a run that was interrupted goes on with it. Where the model shows nothing, the
-    folder is removed."""
+    """`revealed_task`, kept in the folder: a run that was interrupted goes on with it."""
     roles = {role: folder / f"{role}.jsonl" for role in ("forget", "retain", "reference")}
     if not roles["forget"].is_file():
-        try:
-            task, _ = revealed_task(chat, spec, seed, folder, reporter)
-        except NothingToForget:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        task, _ = revealed_task(chat, spec, seed, folder, reporter)
         for role in reversed(roles):  # forget last: with it, all are there
             write_whole(roles[role], _lines(task.role(role)))
     read = {role: read_examples(file, responses=False) for role, file in roles.items() if file.stat().st_size}
@@ -146,14 +149,10 @@ def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     with reporter.stage("load"):
         chat = load(spec.model)
-    try:
-        task, found = revealed_task(chat, spec.reveal, spec.seed, folder, reporter)
-    except NothingToForget:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    task, found = revealed_task(chat, spec.reveal, spec.seed, folder, reporter)
     report = {
         "score": found.score,
-        "queries": found.spent,
+        "queries": len(found.queries),
         "instructions": len(found.kept),
         "encoder": found.encoder,
         "rows": {role: len(rows) for role, rows in task.present().items()},
@@ -193,17 +192,8 @@ def _lines(rows: Sequence[Example]) -> str:
 def _curve(best: Sequence[float], file: Path, reporter: Reporter) -> None:
     """The best score so far against queries, as SVG."""
     try:
-        import matplotlib
+        with svg(file, (6, 3.5)) as axes:
+            axes.step(range(1, len(best) + 1), best, where="post")
+            axes.set(xlabel="queries", ylabel="best score so far", ylim=(0, None))
     except ImportError:
         reporter.say("no curve: it needs matplotlib (`pip install 'expunge[bench]'`)")
-        return
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "expunge"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    axes.step(range(1, len(best) + 1), best, where="post")
-    axes.set(xlabel="queries", ylabel="best score so far", ylim=(0, None))
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -78,8 +78,11 @@ class Revealed:
     score: float
     encoder: str
     seed: int = 0
-    spent: int = 0
-    curve: list[float] = field(default_factory=list)
+
+    @property
+    def curve(self) -> list[float]:
+        """The best score after each query."""
+        return list(itertools.accumulate((q.score for q in self.queries), max))
 
 
 Progress = Callable[[int, float], None]  # (queries done, best score so far)
@@ -99,12 +102,11 @@ def search(
     """
     name, encoder = encoder_for(chat)
     asker = _Asker(chat, target, config, memo, encoder, progress)
-    {"neuralucb": _neuralucb, "random": _random, "written": _written}[config.search](chat, target, config, memo, asker)
+    {"neuralucb": _neuralucb, "random": _random, "written": _written}[config.search](asker)
     queries = list(asker.queries.values())
     chosen = _choose(queries, config, encoder)
     pairs, score = _more(chosen, asker, config, encoder)
-    best = list(itertools.accumulate((q.score for q in queries), max))
-    return Revealed(queries, [q.instruction for q in chosen], pairs, score, name, config.seed, len(queries), best)
+    return Revealed(queries, [q.instruction for q in chosen], pairs, score, name, config.seed)
 
 
 class _Asker:
@@ -155,6 +157,15 @@ class _Asker:
         """Queries that start the search."""
         return max(1, min(self.config.start, 2 * self.config.budget // 5))
 
+    def soft_prompts(self) -> SoftPrompts:
+        config, target = self.config, self.target
+        return SoftPrompts(self.chat, target.lead, target.opening, config.scale, config.wander, config.seed)
+
+    def decoded(self, soft: SoftPrompts, points: Tensor, round: int) -> list[str]:
+        """The instructions of a round's soft prompts, some of them empty."""
+        seed = random.Random(f"{self.config.seed} instructions {round}").randrange(1 << 31)
+        return self.memo.instructions(round, lambda: soft.instructions(points, seed))
+
     def answered(self, instruction: str, count: int, name: str) -> tuple[list[str], list[float]]:
         """Answers to an instruction, with the relevance of each; the same name draws the same."""
 
@@ -170,56 +181,41 @@ class _Asker:
         return self.memo.answers(f"{name}: {instruction}", make)
 
 
-def _written(chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, ask: _Asker) -> None:
+def _written(ask: _Asker) -> None:
     """Instructions written by hand, in their order, as far as the budget goes."""
-    for instruction in target.written[: config.budget]:
+    for instruction in ask.target.written[: ask.config.budget]:
         ask(instruction)
 
 
-def _random(chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, ask: _Asker) -> None:
+def _random(ask: _Asker) -> None:
     """What the model decodes from random soft prompts."""
-    soft = SoftPrompts(chat, target.lead, target.opening, config.scale, config.wander, config.seed)
+    soft, pool = ask.soft_prompts(), ask.config.pool
     for outer in itertools.count():
         before = ask.left
-        points = soft.points(config.pool, outer * config.pool)
-        for place, instruction in enumerate(_decoded(soft, points, outer, config, memo)):
+        for place, instruction in enumerate(ask.decoded(soft, soft.points(pool, outer * pool), outer)):
             if ask.left and instruction:
                 ask(instruction, outer, place)
         if ask.left in (0, before):  # spent, or the model says nothing new
             return
 
 
-def _decoded(soft: SoftPrompts, points: Tensor, round: int, config: RevealConfig, memo: Memo) -> list[str]:
-    """The instructions of a round's soft prompts, some of them empty."""
-    seed = random.Random(f"{config.seed} instructions {round}").randrange(1 << 31)
-    return memo.instructions(round, lambda: soft.instructions(points, seed))
-
-
-def _neuralucb(chat: ChatModel, target: Target, config: RevealConfig, memo: Memo, ask: _Asker) -> None:
-    soft = SoftPrompts(chat, target.lead, target.opening, config.scale, config.wander, config.seed)
-    points, known = soft.points(config.pool), _Known()
+def _neuralucb(ask: _Asker) -> None:
+    config, soft, known = ask.config, ask.soft_prompts(), _Known()
+    points = soft.points(config.pool)
     for outer in itertools.count():
         before = ask.left
-        _round(soft, points, outer, known, target, config, memo, ask)
+        _round(ask, soft, points, outer, known)
         if not ask.left or (outer + 1 >= config.rounds and ask.left == before):  # spent, or nothing new
             return
         points = soft.around(known.points[known.best(config.best)], config.pool, config.seed + outer + 1)
 
 
-def _round(
-    soft: SoftPrompts,
-    points: Tensor,
-    outer: int,
-    known: _Known,
-    target: Target,
-    config: RevealConfig,
-    memo: Memo,
-    ask: _Asker,
-) -> None:
+def _round(ask: _Asker, soft: SoftPrompts, points: Tensor, outer: int, known: _Known) -> None:
     """One round of the outer loop: points around the best so far (at first, all over the cube), of which the bandit picks
     with all that was scored."""
-    texts = _decoded(soft, points, outer, config, memo)
-    features = memo.features(outer, lambda: soft.features(points, texts))
+    config = ask.config
+    texts = ask.decoded(soft, points, outer)
+    features = ask.memo.features(outer, lambda: soft.features(points, texts))
     first = {text: n for n, text in reversed([*enumerate(texts)])}  # of those that say the same
     untried = sorted(n for text, n in first.items() if text and text not in ask.queries)
 
@@ -229,18 +225,18 @@ def _round(
 
     if outer == 0:
         if not untried:
-            raise ExpungeError(f"the model goes on with nothing after {target.lead!r}: it decodes no instruction")
+            raise ExpungeError(f"the model goes on with nothing after {ask.target.lead!r}: it decodes no instruction")
         for place in untried[: ask.first]:
             score(place)
     bandit = NeuralUCB(features.shape[1], BanditConfig(exploration=config.exploration), config.seed)
-    bandit.fit(known.features, known.scores())
+    bandit.fit(known.features, known.scores)
     bandit.tried(known.features)
     aim = ask.first + (config.budget - ask.first) * min(outer + 1, config.rounds) // config.rounds
     while untried and len(ask.queries) < aim:
         place = untried[int(bandit.ucb(features[untried]).argmax())]
         bandit.tried(features[place : place + 1])
         score(place)
-        bandit.fit(known.features, known.scores())
+        bandit.fit(known.features, known.scores)
 
 
 class _Known:
@@ -249,12 +245,12 @@ class _Known:
     def __init__(self) -> None:
         self._points: list[Tensor] = []
         self._features: list[Tensor] = []
-        self._scores: list[float] = []
+        self.scores: list[float] = []
 
     def add(self, point: Tensor, feature: Tensor, score: float) -> None:
         self._points.append(point)
         self._features.append(feature)
-        self._scores.append(score)
+        self.scores.append(score)
 
     @property
     def points(self) -> Tensor:
@@ -264,12 +260,9 @@ class _Known:
     def features(self) -> Tensor:
         return torch.stack(self._features)
 
-    def scores(self) -> list[float]:
-        return self._scores
-
     def best(self, count: int) -> list[int]:
         """Of the highest scores, the first that had it."""
-        return sorted(range(len(self._scores)), key=lambda n: -self._scores[n])[:count]
+        return sorted(range(len(self.scores)), key=lambda n: -self.scores[n])[:count]
 
 
 def _choose(queries: Sequence[Query], config: RevealConfig, encoder: Encoder) -> list[Query]:

@@ -27,10 +27,10 @@ class Target:
     """What is revealed.
 
     name: for messages. lead: the text before an instruction, for the model to go on with. written: instructions written
-    by hand, for comparison. relevance: answers -> a number in [0, 1] for each. raw: whether instructions are texts to go
-    on with. opening: how every instruction begins. shown: answers -> how much each shows of what is to
-    be forgotten; default: the relevance. tokens: length that an answer needs, where the usual one is too short. task: (model, this, what the search found) -> what to forget and what
-    to keep.
+    by hand, for comparison. relevance: answers -> a number in [0, 1] for each. task: (model, this, what the search found)
+    -> what to forget and what to keep. raw: whether instructions are texts to go on with. opening: how every instruction
+    begins. shown: answers -> how much each shows of what is to be forgotten; default: the relevance. tokens: length that
+    an answer needs, where the usual one is too short.
     """
 
     name: str
