@@ -13,6 +13,7 @@ from ..errors import ExpungeError, InputError
 from ..files import append_line, whole_lines
 
 Answered = tuple[list[str], list[float]]
+Decoded = tuple[list[str], Tensor]  # instructions, and the features of each
 
 
 class Memo:
@@ -28,6 +29,7 @@ class Memo:
     def __init__(self, folder: Path | None = None, about: Any = None) -> None:
         self.folder = folder
         self._said: dict[str, Any] = {}
+        self._features: dict[int, Tensor] = {}
         if folder is None:
             return
         self._said = {line["name"]: line["value"] for line in whole_lines(self._file)}
@@ -49,24 +51,31 @@ class Memo:
             self._said[name] = value
         return self._said[name]
 
-    def instructions(self, round: int, make: Callable[[], list[str]]) -> list[str]:
-        return list(self._once(f"instructions {round}", make))
-
     def answers(self, name: str, make: Callable[[], Answered]) -> Answered:
         texts, relevances = self._once(f"answers {name}", make)
         return list(texts), list(relevances)
 
-    def features(self, round: int, make: Callable[[], Tensor]) -> Tensor:
+    def decoded(self, round: int, make: Callable[[], Decoded]) -> Decoded:
+        name = f"instructions {round}"
+        if name not in self._said:
+            texts, self._features[round] = make()
+            self._keep(round)  # before the line that says that all is there
+            self._once(name, lambda: texts)
+        if round not in self._features:
+            self._features[round] = load_file(self._feature_file(round))["features"]
+        return list(self._said[name]), self._features[round]
+
+    def _feature_file(self, round: int) -> Path:
+        assert self.folder
+        return self.folder / f"features-{round}.safetensors"
+
+    def _keep(self, round: int) -> None:
         if self.folder is None:
-            return make()
-        file = self.folder / f"features-{round}.safetensors"
-        if file.is_file():
-            return load_file(file)["features"]
-        found = make()
+            return
+        file = self._feature_file(round)
         partial = file.with_suffix(".partial")
         try:
-            save_file({"features": found.contiguous()}, partial)
+            save_file({"features": self._features[round].contiguous()}, partial)
             partial.replace(file)
         except Exception as e:
             raise ExpungeError(f"cannot write {file}: {e}; what was found is kept") from e
-        return found

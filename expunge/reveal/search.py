@@ -161,10 +161,10 @@ class _Asker:
         config, target = self.config, self.target
         return SoftPrompts(self.chat, target.lead, target.opening, config.scale, config.wander, config.seed)
 
-    def decoded(self, soft: SoftPrompts, points: Tensor, round: int) -> list[str]:
-        """The instructions of a round's soft prompts, some of them empty."""
+    def decoded(self, soft: SoftPrompts, points: Tensor, round: int) -> tuple[list[str], Tensor]:
+        """(the instructions of a round's soft prompts, some of them empty; the features of each)."""
         seed = random.Random(f"{self.config.seed} instructions {round}").randrange(1 << 31)
-        return self.memo.instructions(round, lambda: soft.instructions(points, seed))
+        return self.memo.decoded(round, lambda: soft.decoded(points, seed))
 
     def answered(self, instruction: str, count: int, name: str) -> tuple[list[str], list[float]]:
         """Answers to an instruction, with the relevance of each; the same name draws the same."""
@@ -192,7 +192,7 @@ def _random(ask: _Asker) -> None:
     soft, pool = ask.soft_prompts(), ask.config.pool
     for outer in itertools.count():
         before = ask.left
-        for place, instruction in enumerate(ask.decoded(soft, soft.points(pool, outer * pool), outer)):
+        for place, instruction in enumerate(ask.decoded(soft, soft.points(pool, outer * pool), outer)[0]):
             if ask.left and instruction:
                 ask(instruction, outer, place)
         if ask.left in (0, before):  # spent, or the model says nothing new
@@ -214,8 +214,7 @@ def _round(ask: _Asker, soft: SoftPrompts, points: Tensor, outer: int, known: _K
     """One round of the outer loop: points around the best so far (at first, all over the cube), of which the bandit picks
     with all that was scored."""
     config = ask.config
-    texts = ask.decoded(soft, points, outer)
-    features = ask.memo.features(outer, lambda: soft.features(points, texts))
+    texts, features = ask.decoded(soft, points, outer)
     first = {text: n for n, text in reversed([*enumerate(texts)])}  # of those that say the same
     untried = sorted(n for text, n in first.items() if text and text not in ask.queries)
 

@@ -4,13 +4,13 @@ from each (INSTINCT, arXiv 2310.02905)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..data.examples import Raw
+from ..models.activations import hooked
+from ..models.cache import with_room
 from ..models.loading import ChatModel
 from .text import first_sentence
 
@@ -25,7 +25,8 @@ class SoftPrompts:
     """Soft prompts before a text that ends where an instruction begins.
 
     Unlike INSTINCT's, an instruction is sampled (from a small model, greedy decoding gives the same few for most soft
-    prompts), and the features are those of the soft prompt with its instruction, not without it.
+    prompts), and the features are those of the soft prompt with its instruction, not without it: they come with the
+    decoding, at no cost.
 
     Args:
         lead: the text, such as "... The instruction was to". opening: how every instruction begins.
@@ -65,54 +66,44 @@ class SoftPrompts:
         soft = ((points - 0.5) @ self._map).view(len(points), SOFT_TOKENS, -1).to(self._lead)
         return torch.cat([soft, self._lead.expand(len(points), -1, -1)], 1)
 
-    def instructions(self, points: Tensor, seed: int) -> list[str]:
-        """What the model goes on with, to the end of the first sentence; the same seed draws the same."""
-        found: list[str] = []
-        pad = self.chat.tokenizer.pad_token_id
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for part in points.split(BATCH):
-                inputs = self._embedded(part)
-                ids = self.chat.model.generate(
-                    inputs_embeds=inputs,
-                    attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device),
-                    max_new_tokens=INSTRUCTION_TOKENS,
-                    do_sample=True,
-                    temperature=self.temperature,
-                    top_k=0,
-                    top_p=1.0,
-                    pad_token_id=self.chat.tokenizer.eos_token_id if pad is None else pad,
-                    stopping_criteria=StoppingCriteriaList([_Sentence(self.chat)]),
-                )
-                found += [tidy(self.chat.decode(row), self.opening) for row in ids.tolist()]
-        return found
+    @torch.no_grad()
+    def decoded(self, points: Tensor, seed: int) -> tuple[list[str], Tensor]:
+        """(what the model goes on with after each soft prompt, to the end of the first sentence; the final hidden state
+        from which its last token was drawn, (n, hidden) float32); the same seed draws the same."""
+        draw = torch.Generator().manual_seed(seed)
+        found = [self._decoded(part, draw) for part in points.split(BATCH)]
+        return [tidy(text, self.opening) for texts, _ in found for text in texts], torch.cat([f for _, f in found])
 
-    def features(self, points: Tensor, instructions: Sequence[str]) -> Tensor:
-        """The last token's final hidden state after each soft prompt and its instruction, (n, hidden) float32."""
-        body = self.chat.model.base_model
-        found = []
-        for begin in range(0, len(points), BATCH):
-            part, texts = points[begin : begin + BATCH], instructions[begin : begin + BATCH]
-            texts = [f" {t.removeprefix(self.opening).strip()}" for t in texts]
-            rows = self.chat.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            before, width = self._embedded(part), max(map(len, rows))
-            padded = self._embed([[*row, *[0] * (width - len(row))] for row in rows])
-            last = torch.tensor([before.shape[1] + len(row) - 1 for row in rows], device=before.device)
-            with torch.no_grad():  # padding stands on the right: under causal attention no real token sees it
-                states = body(inputs_embeds=torch.cat([before, padded], 1), use_cache=False).last_hidden_state
-            found.append(states[torch.arange(len(part)), last].float().cpu())
-        return torch.cat(found)
-
-
-class _Sentence(StoppingCriteria):
-    """Ends a row after its first sentence."""
-
-    def __init__(self, chat: ChatModel) -> None:
-        self.chat = chat
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
-        texts = [self.chat.decode(row) for row in input_ids.tolist()]
-        return torch.tensor([len(first_sentence(t)) < len(t) for t in texts], device=input_ids.device)
+    def _decoded(self, points: Tensor, draw: torch.Generator) -> tuple[list[str], Tensor]:
+        """A row leaves the batch with its first sentence."""
+        model, stop = self.chat.model, self.chat.stop_ids
+        inputs: dict[str, Tensor] = {"inputs_embeds": self._embedded(points)}
+        texts = [""] * len(points)
+        said: list[list[int]] = [[] for _ in texts]
+        features = torch.zeros(len(points), self._lead.shape[2])
+        alive = torch.arange(len(points))
+        past = None
+        states: list[Tensor] = []
+        with hooked((model.get_output_embeddings(), "pre", lambda _, args, __: states.append(args[0]))):
+            for _ in range(INSTRUCTION_TOKENS):
+                result = model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
+                past = result.past_key_values if past else with_room(result.past_key_values, INSTRUCTION_TOKENS)
+                chances = (result.logits[:, -1].float() / self.temperature).softmax(-1).cpu()
+                chosen = torch.multinomial(chances, 1, generator=draw)
+                features[alive] = states.pop()[:, -1].float().cpu()
+                more = torch.zeros(len(alive), dtype=torch.bool)
+                for at, (row, token) in enumerate(zip(alive.tolist(), chosen[:, 0].tolist(), strict=True)):
+                    if token not in stop:
+                        said[row].append(token)
+                        texts[row] = self.chat.decode(said[row])
+                        more[at] = len(first_sentence(texts[row])) == len(texts[row])
+                if not more.any():
+                    break
+                if not more.all():
+                    alive, chosen = alive[more], chosen[more]
+                    past.batch_select_indices(more.nonzero()[:, 0].to(self.chat.device))
+                inputs = {"input_ids": chosen.to(self.chat.device)}
+        return texts, features
 
 
 def tidy(text: str, opening: str) -> str:

@@ -107,7 +107,7 @@ def test_unlearn_reveals_first(run, tiny_folder, tmp_path):
     out = tmp_path / "out"
     words = [*ORACLE, *SMALL, *with_sets("reveal."), "--retain", rows_file(tmp_path / "r.jsonl", RETAIN)]
     settings = ["--method", "reveal-release", "--set", "rounds=1", "--set", "keep=0.1", "--set", "perplexity=9"]
-    settings += ["--set", "epochs=1", "--set", "max_new_tokens=8"]
+    settings += ["--set", "epochs=1", "--set", "max_new_tokens=8", "--set", "answers=16"]
     done = run("unlearn", tiny_folder, *words, *settings, "--out", out, "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
