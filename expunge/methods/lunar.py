@@ -74,7 +74,7 @@ class LunarConfig(BaseModel):
         "answer more than to a prompt's; with subject 250, or 80 with a direction",
     )
     neighbours: int = Field(
-        0,
+        6,
         ge=0,
         description="where something is to be found, this many prompts a forget row with names exchanged are kept as well",
     )

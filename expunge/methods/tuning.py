@@ -105,12 +105,14 @@ def _layer_scores(chat: ChatModel, task: ForgetTask) -> dict[int, float]:
 
 # ---------------------------------------------------------------- the search
 
-COEFFICIENTS = (1.8, 1.5, 2.1, 1.25, 2.5)
+COEFFICIENTS = (1.8, 2.1, 2.5, 1.5, 1.25)
 STEP = 1.25  # from the largest of them on, as long as that helps
 LARGEST_COEFFICIENT = 10.0
 RIDGES = (0.01, 0.003)
-TAUGHT_COEFFICIENTS = (1.5, 1.3, 1.7)  # relative to what teaching wrote
+TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
+TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
+# other words need more than those that judge a trial
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
@@ -176,17 +178,18 @@ def tune(
     def spent() -> bool:
         return config.trials is not None and len(trials) >= config.trials
 
-    def attempt(name: str, value: Any) -> None:
+    def attempt(name: str, value: Any, bar: float = 0.0) -> None:
+        """Takes the value where its loss is below the lowest by more than `bar`."""
         nonlocal best, lowest, edit
         if spent():
             return
         reached, other = trial(best | {name: value})
-        if reached < lowest:
-            best, lowest, edit = best | {name: value}, reached, other
+        if reached < lowest - bar:
+            best, lowest, edit = best | {name: value}, min(reached, lowest), other
 
     for name, values in axes.items():
         for value in values[1:]:
-            attempt(name, value)
+            attempt(name, value, 0.0 if name != "coefficient" else -TIE if value > best[name] else TIE)
         if name == "coefficient" and len(values) > 1:
             largest = max(values)
             while best[name] == largest and largest * STEP <= LARGEST_COEFFICIENT and not spent():

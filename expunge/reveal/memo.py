@@ -12,7 +12,6 @@ from torch import Tensor
 from ..errors import ExpungeError, InputError
 from ..files import append_line, whole_lines
 
-Answered = tuple[list[str], list[float]]
 Decoded = tuple[list[str], Tensor]  # instructions, and the features of each
 
 
@@ -43,7 +42,8 @@ class Memo:
         assert self.folder
         return self.folder / "said.jsonl"
 
-    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was said under a name: made and kept where it is not there yet. It can be written as JSON."""
         if name not in self._said:
             value = make()
             if self.folder:
@@ -51,16 +51,12 @@ class Memo:
             self._said[name] = value
         return self._said[name]
 
-    def answers(self, name: str, make: Callable[[], Answered]) -> Answered:
-        texts, relevances = self._once(f"answers {name}", make)
-        return list(texts), list(relevances)
-
     def decoded(self, round: int, make: Callable[[], Decoded]) -> Decoded:
         name = f"instructions {round}"
         if name not in self._said:
             texts, self._features[round] = make()
             self._keep(round)  # before the line that says that all is there
-            self._once(name, lambda: texts)
+            self.once(name, lambda: texts)
         if round not in self._features:
             self._features[round] = load_file(self._feature_file(round))["features"]
         return list(self._said[name]), self._features[round]

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,18 +37,27 @@ class RevealConfig(BaseModel):
         "neuralucb", description="random: random soft prompts; written: instructions written by hand"
     )
     answers: int = Field(16, ge=2, description="answers sampled for a query")
+    together: int = Field(8, ge=1, description="queries asked in one batch; the bandit learns after each")
     max_new_tokens: int = Field(48, ge=1, description="longest answer, in tokens")
     temperature: float = Field(1.0, gt=0, description="of sampling")
     weight: float = Field(0.5, ge=0, le=1, description="alpha: of diversity against relevance")
     start: int = Field(40, ge=1, description="random points scored first (at most two fifths of the budget)")
     rounds: int = Field(2, ge=1, description="of the outer loop; each looks around the best prompts so far")
     pool: int = Field(500, ge=1, description="soft prompts to choose from in a round")
-    exploration: float = Field(1.0, ge=0, description="nu of NeuralUCB")
+    exploration: float = Field(0.1, ge=0, description="nu of NeuralUCB")
     scale: float = Field(1.0, gt=0, description="length of a soft token, in mean lengths of the model's embeddings")
     wander: float = Field(0.7, gt=0, description="temperature at which instructions are decoded")
     best: int = Field(8, ge=1, description="instructions that are kept, and answered more often")
     more: int = Field(32, ge=0, description="further answers to each of these")
     seed: int = Field(0, description="seed of points, map and answers")
+
+
+class Pick(NamedTuple):
+    """An instruction to be scored. place: among the round's soft prompts."""
+
+    instruction: str
+    round: int = 0
+    place: int = -1
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Query:
     diversity: float
     score: float
     round: int = 0
-    place: int = -1  # among the round's soft prompts
+    place: int = -1
 
 
 @dataclass
@@ -130,27 +139,33 @@ class _Asker:
     def left(self) -> int:
         return self.config.budget - len(self.queries)
 
-    def __call__(self, instruction: str, round: int = 0, place: int = -1) -> float:
-        """The score of an instruction."""
-        if instruction in self.queries:
-            return self.queries[instruction].score
-        number = len(self.queries)
-        answers, relevances = self.answered(instruction, self.config.answers, f"query {number}")
-        diversity = vendi(self.encoder([a or " " for a in answers])) / len(answers)
-        relevance = sum(relevances) / len(relevances)
-        score = harmonic(relevance, diversity, self.config.weight)
-        self.queries[instruction] = Query(
-            instruction, tuple(answers), tuple(relevances), diversity, score, round, place
-        )
-        self.best = max(self.best, score)
+    def __call__(self, picks: Iterable[Pick]) -> None:
+        """Scores instructions, in batches, as far as the budget goes; each once."""
+        fresh: dict[str, Pick] = {}
+        for pick in picks:
+            if pick.instruction not in self.queries:
+                fresh.setdefault(pick.instruction, pick)
+        asked = [*fresh.values()][: self.left]
+        for begin in range(0, len(asked), self.config.together):
+            self._batch(asked[begin : begin + self.config.together])
+
+    def _batch(self, picks: Sequence[Pick]) -> None:
+        instructions = [p.instruction for p in picks]
+        answered = self.answered(instructions, self.config.answers, f"queries from {len(self.queries)}")
+        for pick, (answers, relevances) in zip(picks, answered, strict=True):
+            diversity = vendi(self.encoder([a or " " for a in answers])) / len(answers)
+            score = harmonic(sum(relevances) / len(relevances), diversity, self.config.weight)
+            self.queries[pick.instruction] = Query(
+                pick.instruction, tuple(answers), tuple(relevances), diversity, score, pick.round, pick.place
+            )
+            self.best = max(self.best, score)
+            if self.progress:
+                self.progress(1, self.best)
         if not any(a.strip() for q in self.queries.values() for a in q.answers) and len(self.queries) >= self.first:
             raise ExpungeError(
                 f"all answers to {len(self.queries)} instructions are empty: the model says nothing to reveal from. "
                 "Look at its template with `expunge doctor`, or pass --template."
             )
-        if self.progress:
-            self.progress(1, self.best)
-        return score
 
     @property
     def first(self) -> int:
@@ -166,25 +181,27 @@ class _Asker:
         seed = random.Random(f"{self.config.seed} instructions {round}").randrange(1 << 31)
         return self.memo.decoded(round, lambda: soft.decoded(points, seed))
 
-    def answered(self, instruction: str, count: int, name: str) -> tuple[list[str], list[float]]:
-        """Answers to an instruction, with the relevance of each; the same name draws the same."""
+    def answered(self, instructions: Sequence[str], count: int, name: str) -> list[tuple[list[str], list[float]]]:
+        """Answers to each instruction, with the relevance of each; the same name draws the same."""
+        name = f"{name}: {'; '.join(instructions)}"
 
-        def make() -> tuple[list[str], list[float]]:
+        def say() -> list[list[str]]:
             config = self.config
             tokens = max(config.max_new_tokens, self.target.tokens)
-            prompt = self.chat.prompt_ids([self.target.prompt(instruction)])[0]
+            prompts = self.chat.prompt_ids([self.target.prompt(i) for i in instructions])
             seed = random.Random(f"{config.seed} {name}").randrange(1 << 31)
-            drawn = sampled(self.chat, [prompt] * count, tokens, config.temperature, seed)
+            drawn = sampled(self.chat, [p for p in prompts for _ in range(count)], tokens, config.temperature, seed)
             texts = [self.target.answer(g.text) for g in drawn]
-            return texts, list(self.target.relevances(texts))
+            return [texts[n : n + count] for n in range(0, len(texts), count)]
 
-        return self.memo.answers(f"{name}: {instruction}", make)
+        said = self.memo.once(f"answers {name}", say)  # kept before the oracle, which is a user's, is asked
+        found = self.memo.once(f"relevances {name}", lambda: [list(self.target.relevances(texts)) for texts in said])
+        return list(zip(said, found, strict=True))
 
 
 def _written(ask: _Asker) -> None:
     """Instructions written by hand, in their order, as far as the budget goes."""
-    for instruction in ask.target.written[: ask.config.budget]:
-        ask(instruction)
+    ask(Pick(i) for i in ask.target.written)
 
 
 def _random(ask: _Asker) -> None:
@@ -192,9 +209,8 @@ def _random(ask: _Asker) -> None:
     soft, pool = ask.soft_prompts(), ask.config.pool
     for outer in itertools.count():
         before = ask.left
-        for place, instruction in enumerate(ask.decoded(soft, soft.points(pool, outer * pool), outer)[0]):
-            if ask.left and instruction:
-                ask(instruction, outer, place)
+        texts, _ = ask.decoded(soft, soft.points(pool, outer * pool), outer)
+        ask(Pick(text, outer, place) for place, text in enumerate(texts) if text)
         if ask.left in (0, before):  # spent, or the model says nothing new
             return
 
@@ -218,23 +234,27 @@ def _round(ask: _Asker, soft: SoftPrompts, points: Tensor, outer: int, known: _K
     first = {text: n for n, text in reversed([*enumerate(texts)])}  # of those that say the same
     untried = sorted(n for text, n in first.items() if text and text not in ask.queries)
 
-    def score(place: int) -> None:
-        untried.remove(place)
-        known.add(points[place], features[place], ask(texts[place], outer, place))
+    def score(places: Sequence[int]) -> None:
+        ask(Pick(texts[n], outer, n) for n in places)
+        for n in places:
+            known.add(points[n], features[n], ask.queries[texts[n]].score)
 
     if outer == 0:
         if not untried:
             raise ExpungeError(f"the model goes on with nothing after {ask.target.lead!r}: it decodes no instruction")
-        for place in untried[: ask.first]:
-            score(place)
+        score(untried[: ask.first])
+        del untried[: ask.first]
     bandit = NeuralUCB(features.shape[1], BanditConfig(exploration=config.exploration), config.seed)
     bandit.fit(known.features, known.scores)
     bandit.tried(known.features)
     aim = ask.first + (config.budget - ask.first) * min(outer + 1, config.rounds) // config.rounds
     while untried and len(ask.queries) < aim:
-        place = untried[int(bandit.ucb(features[untried]).argmax())]
-        bandit.tried(features[place : place + 1])
-        score(place)
+        picked: list[int] = []
+        for _ in range(min(config.together, len(untried), aim - len(ask.queries))):
+            place = untried.pop(int(bandit.ucb(features[untried]).argmax()))
+            bandit.tried(features[place : place + 1])
+            picked.append(place)
+        score(picked)
         bandit.fit(known.features, known.scores)
 
 
@@ -289,10 +309,12 @@ def _more(
     """(all answers to the kept instructions, with their relevances; the score of those that chose nothing)."""
     pairs: list[tuple[str, str, float]] = []
     fresh: list[tuple[str, float]] = []
-    for number, query in enumerate(chosen):
+    said = (
+        ask.answered([q.instruction for q in chosen], config.more, "more") if config.more else [([], [])] * len(chosen)
+    )
+    for query, (texts, relevances) in zip(chosen, said, strict=True):
         own = list(zip(query.answers, query.relevances, strict=True))
-        said = ask.answered(query.instruction, config.more, f"more {number}") if config.more else ([], [])
-        further = list(zip(*said, strict=True))
+        further = list(zip(texts, relevances, strict=True))
         pairs += [(query.instruction, text, relevance) for text, relevance in [*own, *further]]
         fresh += further or own
     return pairs, set_score(fresh, encoder, config.weight)
