@@ -128,7 +128,8 @@ def tune(
 ) -> Edit:
     """The edit at the layers, coefficient and ridge that do best on rows that judge nothing.
 
-    One setting after the other is tried, the others at the best so far; the first values are where it starts. A trial's
+    One setting after the other is tried, the others at the best so far; the first values are where it starts. Of
+    coefficients that do as well (within `TIE`) the largest is taken. A trial's
     loss is the Deviation Score on other rewrites of the forget rows, with the edit at `MARGIN` of its strength, and on
     rows to keep that are not fitted (the validation rows, else a fifth of the retain rows), whose ROUGE-1 counts relative
     to that of the model as it is.

@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,8 @@ def test_rows_that_tune_are_in_no_trials_fit_and_no_row_is_there_twice(pico, sma
     monkeypatch.setattr(tuning, "KEEP_ROWS", 20)
     rows = prompts.general_split()[0][:20]
     task = small_task.but(retain=() if own else rows[5:15])
+    worse = itertools.count()
+    monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(worse))
     fits, prepare = [], lunar.prepare
     monkeypatch.setattr(lunar, "prepare", lambda chat, task, *a: fits.append(task) or prepare(chat, task, *a))
     edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
@@ -45,6 +48,7 @@ def test_the_best_trials_edit_is_the_result(pico, small_task, monkeypatch):
         ([3.0, 2.0, 1.0, 4.0], 10.0, [1.0, 2.0, 2.5, 3.125], 2.5),  # until it helps no more
         ([3.0, 2.0, 1.0], 3.0, [1.0, 2.0, 2.5], 2.5),  # until the limit
         ([1.0, 2.0], 10.0, [1.0, 2.0], 1.0),  # not where the largest is not the best
+        ([1.0, 1.2, 1.1], 10.0, [1.0, 2.0, 2.5], 2.0),  # of two as good the larger, but no further for it
     ],
 )
 def test_the_search_goes_on_beyond_the_largest_coefficient(pico, small_task, monkeypatch, losses, limit, tried, best):
@@ -131,7 +135,8 @@ def test_with_a_taught_direction_its_layers_are_the_places(pico, small_task):
 def test_the_trials_that_a_plan_counts_are_those_of_the_search(pico, small_task, monkeypatch, given):
     """As long as the largest coefficient is not the best: then the search goes on."""
     monkeypatch.setattr(tuning, "TUNE_TOKENS", 1)
-    monkeypatch.setattr(tuning, "deviation_score", lambda *_: 1.0)  # the first is never beaten
+    worse = itertools.count()
+    monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(worse))  # the first is never beaten
     monkeypatch.setattr(tuning, "windows", lambda *_: [(2,), (1,), (0,)])
     task = small_task.but(retain=prompts.general_split()[0][5:15])
     edit = unlearn(pico("llama"), task, **given, answers=0)
