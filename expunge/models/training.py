@@ -186,7 +186,7 @@ def shared_prefix(chat: ChatModel, rows: Sequence[TrainRow]) -> int:
 
 
 def row_logits(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> tuple[Tensor, Tensor, list[int]]:
-    """(logits that predict the rows' answer tokens, (n, vocabulary) float32; these tokens, (n,); how many a row).
+    """(logits that predict the rows' answer tokens, (n, vocabulary) float32 or better; these tokens, (n,); how many a row).
 
     Args:
         shared: from `shared_prefix`: this prefix is run once, with gradients, and continued by every row.
@@ -199,8 +199,8 @@ def row_logits(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> tuple[
             layer.keys, layer.values = (t.expand(len(rows), -1, -1, -1) for t in (layer.keys, layer.values))
     padded = pad_answers([r.prompt[shared:] for r in rows], [r.answer for r in rows])
     ids, mask, chosen = (t.to(chat.device) for t in padded)
-    logits = answer_logits(chat, ids, mask, chosen, cache).float()
-    return logits, ids[chosen], [len(r.answer) for r in rows]
+    logits = answer_logits(chat, ids, mask, chosen, cache)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), ids[chosen], [len(r.answer) for r in rows]
 
 
 def mean_loss(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Tensor:
