@@ -106,10 +106,17 @@ def sampled(
     generator = torch.Generator().manual_seed(seed)
 
     def draw(logits: Tensor) -> Tensor:
-        chances = (logits.float() / temperature).softmax(-1).cpu()
-        return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+        return drawn(logits, temperature, generator)
 
     return greedy(chat, prompts, max_new_tokens, batch_size=batch_size, choose=draw)
+
+
+def drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """A token of each row's distribution, (b,), from logits (b, vocabulary), by one random number a row and the cumulative
+    distribution: torch.multinomial draws a number for every token of the vocabulary."""
+    below = (logits - logits.amax(1, keepdim=True)).float().div_(temperature).exp_().cumsum_(1)
+    at = torch.rand(len(below), 1, generator=generator).to(below) * below[:, -1:]
+    return torch.searchsorted(below, at, right=True)[:, 0].clamp(max=below.shape[1] - 1)
 
 
 def own_answers(chat: ChatModel, examples: Sequence[Example], max_new_tokens: int) -> list[Example]:
@@ -141,17 +148,18 @@ def _decode(
     choose: Choose,
 ) -> list[Generated]:
     count, width, device = len(suffixes), max(len(s) for s in suffixes), chat.device
-    ids = torch.zeros(count, width, dtype=torch.long)
-    mask = torch.zeros(count, shared + width, dtype=torch.long)
+    different = {suffix: n for n, suffix in enumerate(dict.fromkeys(map(tuple, suffixes)))}  # each runs once
+    ids = torch.zeros(len(different), width, dtype=torch.long)
+    mask = torch.zeros(len(different), shared + width, dtype=torch.long)
     mask[:, :shared] = 1
-    for n, suffix in enumerate(suffixes):  # padding stands on the left: every row's next token is the last column's
+    for suffix, n in different.items():  # padding stands on the left: every row's next token is the last column's
         ids[n, width - len(suffix) :] = torch.tensor(suffix)
         mask[n, shared + width - len(suffix) :] = 1
     ids, mask = ids.to(device), mask.to(device)
     true = _padded(answers)[0].to(device) if answers else None
     scored: list[Scored | None] = [None] * count
     further: list[list[Scored]] = [[] for _ in range(count)]
-    past = widened(cache, count)
+    past = widened(cache, len(different))
     out: list[list[int]] = [[] for _ in range(count)]
     ranks: list[list[int]] = [[] for _ in range(count)]
     ended = [False] * count
@@ -170,6 +178,10 @@ def _decode(
             )
             past, logits = result.past_key_values, result.logits[:, -1]
             if step == 0:
+                if len(different) < count:
+                    same = torch.tensor([different[tuple(s)] for s in suffixes], device=device)
+                    past.batch_select_indices(same)
+                    logits, mask, position = logits[same], mask[same], position[same]
                 if answers is not None:
                     scored = list(_continue(chat, logits, past, mask, position[:, -1:], answers))
                 for k in range(max(map(len, others))):

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.examples import Raw
 from ..models.activations import hooked
 from ..models.cache import with_room
+from ..models.generation import drawn
 from ..models.loading import ChatModel
 from .text import first_sentence
 
@@ -88,11 +89,10 @@ class SoftPrompts:
             for _ in range(INSTRUCTION_TOKENS):
                 result = model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
                 past = result.past_key_values if past else with_room(result.past_key_values, INSTRUCTION_TOKENS)
-                chances = (result.logits[:, -1].float() / self.temperature).softmax(-1).cpu()
-                chosen = torch.multinomial(chances, 1, generator=draw)
+                chosen = drawn(result.logits[:, -1], self.temperature, draw).cpu()
                 features[alive] = states.pop()[:, -1].float().cpu()
                 more = torch.zeros(len(alive), dtype=torch.bool)
-                for at, (row, token) in enumerate(zip(alive.tolist(), chosen[:, 0].tolist(), strict=True)):
+                for at, (row, token) in enumerate(zip(alive.tolist(), chosen.tolist(), strict=True)):
                     if token not in stop:
                         said[row].append(token)
                         texts[row] = self.chat.decode(said[row])
@@ -102,7 +102,7 @@ class SoftPrompts:
                 if not more.all():
                     alive, chosen = alive[more], chosen[more]
                     past.batch_select_indices(more.nonzero()[:, 0].to(self.chat.device))
-                inputs = {"input_ids": chosen.to(self.chat.device)}
+                inputs = {"input_ids": chosen[:, None].to(self.chat.device)}
         return texts, features
 
 

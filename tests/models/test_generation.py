@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from expunge.models.generation import continued, greedy, score_answers
+from expunge.models.generation import continued, drawn, greedy, sampled, score_answers
 
 from ..conftest import ARCHITECTURES
 
@@ -36,6 +36,37 @@ def test_rows_that_end_leave_the_others_as_they_are(tiny, tiny_task):
     alone = [greedy(tiny, [p], 24)[0] for p in prompts]
     assert [a.text for a in together] == [a.text for a in alone]
     assert len({len(a.tokens) for a in together}) > 2
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_a_prompt_that_stands_several_times_runs_once(pico, name, monkeypatch):
+    chat = pico(name)
+    ids = [[1] * 5 + i for i in chat.prompt_ids(PROMPTS)]
+    many = [ids[n] for n in (2, 0, 2, 1, 1, 2, 3)]
+    answers = [chat.answer_ids(ANSWERS)[n] for n in (2, 0, 1, 1, 3, 2, 3)]
+    alone = [greedy(chat, [p], 8, [a])[0] for p, a in zip(many, answers, strict=True)]
+    rows, real = [], chat.model.forward
+    monkeypatch.setattr(chat.model, "forward", lambda **k: rows.append(k["input_ids"].shape[0]) or real(**k))
+    together = greedy(chat, many, 8, answers)
+    assert [(a.tokens, a.ranks) for a in together] == [(a.tokens, a.ranks) for a in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.scored.log_probs == pytest.approx(other.scored.log_probs, abs=1e-4)
+    assert 4 in rows[:2]  # the prompts, after their shared prefix
+    assert len({g.tokens for g in sampled(chat, [ids[0]] * 6, 8, seed=1)}) > 1
+
+
+def test_tokens_are_drawn_by_their_probability():
+    chances = torch.tensor([[0.1, 0.2, 0.0, 0.6, 0.1], [0.0, 0.0, 1.0, 0.0, 0.0]])
+    logits = chances.log().repeat(20_000, 1)
+    found = drawn(logits, 1.0, torch.Generator().manual_seed(0))
+    shares = torch.bincount(found[::2], minlength=5) / 20_000
+    torch.testing.assert_close(shares, chances[0], atol=0.01, rtol=0)
+    assert shares[2] == 0
+    assert (found[1::2] == 2).all()
+    sharper = drawn(logits, 0.5, torch.Generator().manual_seed(0))[::2]
+    assert (sharper == 3).float().mean() == pytest.approx(0.36 / (0.01 + 0.04 + 0.36 + 0.01), abs=0.01)
+    again = drawn(logits, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(found, again)
 
 
 def test_continued_prompts_end_with_the_models_own_answer(tiny, tiny_task):
