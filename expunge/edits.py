@@ -157,11 +157,12 @@ class Edit:
                 for name, parameter in touched.items():
                     new = self.new_value(name, parameter.data)
                     if keep_original:
-                        stash[name] = parameter.data.clone()
-                    parameter.data.copy_(new)
+                        stash[name] = parameter.detach().clone()
+                    parameter.copy_(new)
         except BaseException:
-            for name, value in stash.items():
-                touched[name].data.copy_(value)
+            with torch.no_grad():
+                for name, value in stash.items():
+                    touched[name].copy_(value)
             raise
         if keep_original:
             self._stash[module] = stash
@@ -177,7 +178,7 @@ class Edit:
             ) from None
         with torch.no_grad():
             for name, value in originals.items():
-                _parameter(module, name).data.copy_(value)
+                _parameter(module, name).copy_(value)
 
     @contextmanager
     def applied(self, model: ChatModel | nn.Module, check: bool = True) -> Iterator[None]:

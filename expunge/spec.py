@@ -30,6 +30,11 @@ class ModelSpec(_Part):
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="dtype to load in; default: the checkpoint's"
     )
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no",
+        description="bf16: blocks multiply in bfloat16, weights and all else keep their dtype; quicker where a processor "
+        "has bfloat16 units",
+    )
     device: str | None = Field(None, description="device, such as cpu or cuda:0")
     device_map: str | None = Field(None, description="device map of transformers, such as auto")
     template: str | None = Field(

@@ -19,6 +19,7 @@ import torch
 from ..data.examples import Prompt, Raw
 from ..errors import ExpungeError, InputError
 from .layout import Layout, find_layout
+from .mixed import multiply_narrowly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -124,6 +125,7 @@ def load_model(
     source: str | Path = EMBEDDED,
     *,
     dtype: str | torch.dtype | None = None,
+    mixed_precision: str = "no",
     device: str | None = None,
     device_map: str | None = None,
     revision: str | None = None,
@@ -136,6 +138,7 @@ def load_model(
     Args:
         source: a folder, a hub id, a `.gguf` file, or `smollm2` (the embedded SmolLM2-135M-Instruct).
         dtype: float32, bfloat16, float16; by default the checkpoint's own.
+        mixed_precision: no, or bf16: see `models.mixed`.
         device: by default cuda where there is one, else cpu.
         device_map: passed to transformers (for example "auto") instead of `device`.
         template: "chat", "raw", or a string with `{prompt}`; by default the model's chat template, and
@@ -148,6 +151,8 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    if mixed_precision not in ("no", "bf16"):
+        raise InputError(f"unknown mixed precision {mixed_precision!r}; no or bf16")
     folder = resolve(source, revision)
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
@@ -163,6 +168,8 @@ def load_model(
     if not device_map:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.eval()
+    if mixed_precision == "bf16":
+        multiply_narrowly(model)
     return ChatModel(model, tokenizer, str(source), folder, template_of(tokenizer, template, source), layout)
 
 
