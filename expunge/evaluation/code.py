@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 from .sandbox import run
@@ -27,7 +28,9 @@ def code_in(answer: str) -> str:
 def defines_function(answer: str) -> bool:
     """Whether the answer's code parses as Python and defines a function. It is not run."""
     try:
-        tree = ast.parse(code_in(answer))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of code that nobody here wrote
+            tree = ast.parse(code_in(answer))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(tree))

@@ -93,6 +93,11 @@ def test_what_counts_as_code():
     assert not passes("```\ndef add(a, b):\n    import sys\n    sys.exit(0)\n```", ["assert add(1, 2) == 3"])
 
 
+def test_looking_at_code_warns_of_nothing(recwarn):
+    assert defines_function("def f(x):\n    return 1if x is 2else 3")
+    assert not list(recwarn)
+
+
 @pytest.mark.parametrize(
     ("answer", "prose"),
     [
