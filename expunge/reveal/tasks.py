@@ -180,19 +180,24 @@ def code() -> Target:
 
 
 def _code_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
-    """To keep: prose in answer to the same instructions, which the model writes when it is asked for words."""
+    """To keep: prose in answer to the same instructions, which the model writes when it is asked for what they are about
+    and neither code nor Python is named."""
     asked = list(dict.fromkeys(q.instruction for q in revealed.queries if q.score > 0))
-    in_words = [f"Explain in plain words, without any code, how one would do this: {a}" for a in asked]
-    said = sampled(chat, chat.prompt_ids(in_words), KEPT_TOKENS, 0.7) if asked else []
+    pairs = [(a, form.format(x=a.removeprefix(target.opening).strip())) for form in _IN_WORDS for a in asked]
+    said = sampled(chat, chat.prompt_ids([p for _, p in pairs]), KEPT_TOKENS, 0.7, revealed.seed) if pairs else []
     texts = [whole(g.text, g.ended) for g in said]
-    prose = [Example(a, text, "prose") for a, text in zip(asked, texts, strict=True) if is_prose(text)]
+    prose = [Example(a, text, "prose") for (a, _), text in zip(pairs, texts, strict=True) if is_prose(text)]
     return ForgetTask(
         forget=relevant(target, revealed),
-        retain=[*prose, *general(chat)],
+        retain=[*distinct(prose), *general(chat)],
         reference=reference(),
     )
 
 
+_IN_WORDS = (
+    "Somebody was asked for something {x} Describe in two sentences what that means, in everyday words.",
+    "Tell a friend in everyday words, in one short paragraph, how a person would do this with pen and paper: {x}",
+)
 _CODE_FORMS = (
     "Write a Python function {x}.",
     "Give me Python code for a function {x}.",
