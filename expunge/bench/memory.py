@@ -13,11 +13,12 @@ _CLEAR = "/proc/self/clear_refs"
 
 
 def _trim() -> None:
-    """Gives freed memory back to the system, or what ran before would count (GNU libc)."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass
+    """Gives freed memory back to the system, or what ran before would count (GNU libc; tcmalloc where it is preloaded)."""
+    for name, *given in (("malloc_trim", 0), ("MallocExtension_ReleaseFreeMemory",)):
+        try:
+            getattr(ctypes.CDLL(None), str(name))(*given)
+        except (OSError, AttributeError):
+            pass
 
 
 def resident(field: str) -> int:

@@ -37,8 +37,9 @@ class ReleaseConfig(TrainConfig):
     """Settings of iterative release; those of training are of each module."""
 
     rounds: int = Field(6, ge=1, description="rounds at most")
+    rows: int = Field(96, ge=1, description="rows that a round trains each module on, drawn anew, at most")
     forget_steps: tuple[PositiveFloat, ...] = Field(
-        (0.5, 0.25, 0.1), min_length=1, description="lambda_f to choose from"
+        (0.5, 0.25, 0.1), min_length=1, description="lambda_f to choose from, the largest within the limits"
     )
     retain_steps: tuple[float, ...] = Field((0.0, 0.5), description="lambda_r to choose from")
     retain_module: bool = Field(True, description="train a module on the retain set as well")
@@ -102,6 +103,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
             if not rows:
                 log.append({"rows": 0})  # the model no longer shows any of it
                 break
+            rows = random.Random(config.seed + number).sample(list(rows), min(len(rows), config.rows))
             kept, gone = _modules(chat, rows, retain, config, number, progress)
             step, chosen = _chosen(chat, kept, gone, config, before, look)
         record = {**chosen, **interference(kept, gone), "rows": len(rows)}
@@ -230,11 +232,11 @@ def _chosen(
     before: Figures,
     look: Callable[[], Figures],
 ) -> tuple[Edit | None, dict[str, Any]]:
-    """(the step with the least left of what is forgotten among those within the limits, what was tried); None where there
-    is none."""
+    """(the step, what was tried): with the largest lambda_f at which any lambda_r stays within the limits, and of these
+    lambda_r the one with the least left of what is forgotten; None where there is none."""
     tried: list[dict[str, Any]] = []
     best: tuple[float, Edit, dict[str, Any]] | None = None
-    for forget_step in config.forget_steps:
+    for forget_step in sorted(config.forget_steps, reverse=True):
         for retain_step in config.retain_steps if kept else (0.0,):
             step = gone.times(-forget_step)
             if kept and retain_step:
@@ -248,6 +250,8 @@ def _chosen(
             tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found), "within": within})
             if within and (best is None or found.forget < best[0]):
                 best = found.forget, step, tried[-1]
+        if best:  # a smaller step forgets less
+            break
     if best is None:
         return None, {"tried": tried}
     return best[1], {**best[2], "tried": tried}
