@@ -45,6 +45,12 @@ class ModelSpec(_Part):
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
+    def identity(self) -> dict[str, Any]:
+        """For hashes of what was made from the model: a field that came later is in it only where it is set, so that
+        results from before are still known."""
+        found = self.model_dump(mode="json")
+        return found if self.mixed_precision != "no" else {k: v for k, v in found.items() if k != "mixed_precision"}
+
 
 class DataSpec(_Part):
     """Files (or Hugging Face data sets) by role."""

@@ -49,7 +49,7 @@ def about(spec: BenchSpec) -> dict[str, Any]:
 
 def results_of(spec: BenchSpec) -> Results:
     """The results in the spec's folder that belong to this suite, size and model."""
-    named = [spec.suite, spec.size, spec.model.model_dump(mode="json"), versions()["expunge"]]
+    named = [spec.suite, spec.size, spec.model.identity(), versions()["expunge"]]
     return Results(Path(spec.out), digest(named)[:12], about(spec))
 
 

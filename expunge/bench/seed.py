@@ -67,7 +67,7 @@ class Bench:
         """Of the model: its spec, and the sizes and times of its files."""
         files = sorted(f for f in resolve(self.spec.model.name, self.spec.model.revision).iterdir() if f.is_file())
         return [
-            self.spec.model.model_dump(mode="json"),
+            self.spec.model.identity(),
             *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files),
         ]
 
