@@ -77,6 +77,15 @@ def test_every_cell_is_judged_and_nothing_runs_twice(spec, calls, tmp_path):
     assert not any(str(e.prompt) in text for e in prompts.general()[:24])
 
 
+def test_a_precision_has_results_of_its_own(spec):
+    def key(precision):
+        model = spec.model.model_copy(update={"mixed_precision": precision})
+        return results_of(spec.model_copy(update={"model": model})).key
+
+    assert key("no") == results_of(spec).key != key("bf16")
+    assert "mixed_precision" not in spec.model.identity()  # measured before there was one
+
+
 @pytest.mark.parametrize("kill_at", [1, 3, 5])
 def test_a_killed_run_goes_on_where_it_was(spec, calls, monkeypatch, kill_at):
     real = seed.run_method
