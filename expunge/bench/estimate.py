@@ -71,9 +71,9 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
         if cell.method == "lunar":
             return lunar(cell.variant)
         config = method(cell.method).configure(**settings.published(cell.method, cell.variant))
-        return training(2 * (len(suite.fit.forget) or settings.REVEALED_ROWS), getattr(config, "epochs", 1)) * getattr(
-            config, "rounds", 1
-        )
+        rows = len(suite.fit.forget) or settings.REVEALED_ROWS
+        drawn = min(rows, getattr(config, "rows", rows))
+        return training(2 * drawn, getattr(config, "epochs", 1)) * getattr(config, "rounds", 1)
 
     for cell in cells:
         total += judging(suite.judge)

@@ -7,18 +7,17 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _CLEAR = "/proc/self/clear_refs"
 
 
 def _trim() -> None:
     """Gives freed memory back to the system, or what ran before would count (GNU libc; tcmalloc where it is preloaded)."""
-    for name, *given in (("malloc_trim", 0), ("MallocExtension_ReleaseFreeMemory",)):
-        try:
-            getattr(ctypes.CDLL(None), str(name))(*given)
-        except (OSError, AttributeError):
-            pass
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).MallocExtension_ReleaseFreeMemory()
 
 
 def resident(field: str) -> int:

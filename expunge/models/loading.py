@@ -43,6 +43,7 @@ class ChatModel:
         folder: where the checkpoint's files lie (None for a model that was only made in memory).
         template: "chat" (the tokenizer's chat template), "raw" (the prompt as it is), or a string with `{prompt}`.
         layout_override: pattern of the down projection, such as "model.layers.{}.mlp.down_proj".
+        mixed_precision: no, or bf16: see `models.mixed`.
     """
 
     model: PreTrainedModel
@@ -51,6 +52,7 @@ class ChatModel:
     folder: Path | None = None
     template: str = "chat"
     layout_override: str | None = None
+    mixed_precision: str = "no"
     probed: dict[str, Any] = field(default_factory=dict, repr=False)  # facts found by running a block once
 
     @cached_property
@@ -170,7 +172,8 @@ def load_model(
     model.eval()
     if mixed_precision == "bf16":
         multiply_narrowly(model)
-    return ChatModel(model, tokenizer, str(source), folder, template_of(tokenizer, template, source), layout)
+    rendered = template_of(tokenizer, template, source)
+    return ChatModel(model, tokenizer, str(source), folder, rendered, layout, mixed_precision)
 
 
 def resolve(source: str | Path, revision: str | None = None) -> Path:

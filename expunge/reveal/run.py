@@ -91,7 +91,7 @@ def revealed_task(
     from .search import search
 
     config, target = reveal_config(spec, seed), target_of(spec, chat)
-    model = [chat.source, str(chat.model.dtype), chat.template, encoder_for(chat)[0]]
+    model = [chat.source, str(chat.model.dtype), chat.mixed_precision, chat.template, encoder_for(chat)[0]]
     memo = Memo(
         folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"}), "model": model}
     )

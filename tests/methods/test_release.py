@@ -79,6 +79,20 @@ def test_a_round_that_loses_utility_is_rolled_back(pico, small_task, monkeypatch
         release(chat, task, config)
 
 
+def test_a_round_takes_the_largest_step_within_its_limits_and_some_of_the_rows(pico, small_task, monkeypatch):
+    config = ReleaseConfig(rounds=1, forget_steps=(0.1, 0.5, 0.3), retain_steps=(0.0, 0.5), rows=2, **TRAIN)
+    trained, real = [], module.train
+    monkeypatch.setattr(module, "train", lambda c, rows, *a, **k: trained.append(len(rows)) or real(c, rows, *a, **k))
+    start, worse = Figures(1.0, 1.0, 1.0), Figures(0.1, 0.5, 1.0)
+    # 0.5 loses too much with either lambda_r; of 0.3 the second leaves less; 0.1 is not looked at.
+    scripted(monkeypatch, start, worse, worse, Figures(0.6, 1.0, 1.0), Figures(0.4, 1.0, 1.0))
+    edit = release(pico("llama"), small_task.but(forget=small_task.forget * 2), config)
+    (log,) = edit.meta["round_log"]
+    assert (log["forget_step"], log["retain_step"], log["forget"]) == (0.3, 0.5, 0.4)
+    assert [t["forget_step"] for t in log["tried"]] == [0.5, 0.5, 0.3, 0.3]
+    assert trained == [2, 2]
+
+
 def test_a_round_that_is_worse_than_the_one_before_is_not_the_result(pico, small_task, monkeypatch):
     chat = pico("llama")
     config = ReleaseConfig(rounds=3, forget_steps=(0.5,), retain_module=False, error=0.0, **TRAIN)

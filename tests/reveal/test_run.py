@@ -59,9 +59,10 @@ def test_a_search_of_another_model_is_not_gone_on_with(run, tiny_folder, pico_fo
     out = tmp_path / "rows.jsonl"
     words = ["--oracle", "tests.reveal.test_run:raising", *SMALL, *with_sets(), "--out", out]
     assert run("reveal", tiny_folder, *words).code == 2
-    done = run("reveal", pico_folder("llama"), *words, "--resume")
-    assert done.code == 2
-    assert "another search" in done.err
+    for other in ([pico_folder("llama")], [tiny_folder, "--mixed-precision", "bf16"]):
+        done = run("reveal", *other, *words, "--resume")
+        assert done.code == 2
+        assert "another search" in done.err
 
 
 @pytest.mark.parametrize(
