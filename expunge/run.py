@@ -12,6 +12,7 @@ import os
 import platform
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -248,16 +249,23 @@ def versions() -> dict[str, str]:
 
 def salt() -> bytes:
     """The secret that private fields are hashed with: made once, kept in the user's cache, never written elsewhere."""
+    from filelock import FileLock
+
     from .models.loading import cache_dir
 
     file = cache_dir() / "salt"
-    if not file.exists():
+
+    def there() -> bool:
+        return file.exists() and file.stat().st_size > 0
+
+    if not there():
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
-                f.write(secrets.token_bytes(32))
-        except FileExistsError:  # another process was first
-            pass
+        with FileLock(f"{file}.lock"):
+            if not there():
+                opened, name = tempfile.mkstemp(prefix=".salt-", dir=file.parent)  # for its owner only
+                with open(opened, "wb") as f:
+                    f.write(secrets.token_bytes(32))
+                os.replace(name, file)  # another process finds it whole, or not at all
     return file.read_bytes()
 
 

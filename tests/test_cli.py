@@ -70,6 +70,17 @@ def test_nothing_in_the_output_names_the_subject(run, tiny_folder, files, tmp_pa
     assert not list(out.glob("*edit*"))
 
 
+def test_the_salt_is_made_once_and_whole(monkeypatch, tmp_path):
+    from expunge.run import salt
+
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path))
+    (tmp_path / "salt").touch()  # as another process leaves it that is killed, or has not written it yet
+    made = salt()
+    assert len(made) == 32
+    assert salt() == made
+    assert (tmp_path / "salt").stat().st_mode & 0o777 == 0o600
+
+
 def test_the_saved_folder_answers_in_plain_transformers_as_the_model_in_memory(run, tiny_folder, files, tmp_path):
     out = tmp_path / "out"
     assert run(*unlearn_words(tiny_folder, files, out, "--keep-edit", tmp_path / "edit"))[0] == 0

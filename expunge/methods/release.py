@@ -23,11 +23,12 @@ from ..data.prompts import rewrites
 from ..edits import Edit, LowRank
 from ..errors import InputError, NothingToForget
 from ..evaluation.text import rouge_recall
-from ..models.generation import greedy, sampled
+from ..models.generation import Scored, greedy, sampled, score_answers
 from ..models.loading import ChatModel
 from ..models.training import TrainConfig, orthogonality, rows_of, train
 
 LONGEST = 200  # tokens of an answer to a held-out row
+FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
 LEAST_GAIN = 0.01  # of what there was to forget, below which two rounds in turn end the run
 
 Progress = Callable[[int], None]
@@ -39,9 +40,9 @@ class ReleaseConfig(TrainConfig):
     rounds: int = Field(6, ge=1, description="rounds at most")
     rows: int = Field(96, ge=1, description="rows that a round trains each module on, drawn anew, at most")
     forget_steps: tuple[PositiveFloat, ...] = Field(
-        (0.5, 0.25, 0.1), min_length=1, description="lambda_f to choose from, the largest within the limits"
+        (2.0, 1.0, 0.5, 0.25), min_length=1, description="lambda_f to choose from, the largest within the limits"
     )
-    retain_steps: tuple[float, ...] = Field((0.0, 0.5), description="lambda_r to choose from")
+    retain_steps: tuple[float, ...] = Field((0.5, 1.0), description="lambda_r to choose from")
     retain_module: bool = Field(True, description="train a module on the retain set as well")
     orthogonality: float = Field(0.5, ge=0, description="weight of the penalty between the two modules")
     penalty: Literal["absolute", "squared"] = Field("absolute", description="of the entries of A_r A_f^T")
@@ -49,11 +50,16 @@ class ReleaseConfig(TrainConfig):
     target: float = Field(
         0.01, ge=0, description="what is left of forgetting at which it is enough, relative to before"
     )
-    keep: float = Field(0.97, ge=0, le=1, description="least ROUGE-1 on held-out retain rows, relative to before")
-    perplexity: float = Field(1.03, ge=1, description="largest perplexity of held-out retain rows, relative to before")
+    keep: float = Field(0.9, ge=0, le=1, description="least ROUGE-1 on held-out rows to keep, relative to before")
+    perplexity: float = Field(
+        1.1,
+        ge=1,
+        description="largest perplexity, relative to before, of what the model itself said to rows to keep before, and of "
+        "held-out retain rows",
+    )
     held_out: float = Field(0.2, gt=0, lt=1, description="share of the rows that choose")
-    most_held_out: int = Field(32, ge=1, description="and at most so many of each role")
-    answers: int = Field(2, ge=1, description="answers sampled for a held-out forget prompt, where relevance is known")
+    most_held_out: int = Field(48, ge=1, description="and at most so many of each role")
+    answers: int = Field(4, ge=1, description="answers sampled for a held-out forget prompt, where relevance is known")
     max_new_tokens: int | None = Field(
         None, ge=1, description="longest answer to a held-out row, in tokens; default: as the longest response"
     )
@@ -65,11 +71,23 @@ class ReleaseConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class Figures:
-    """Of the held-out rows. forget: mean relevance of answers, or ROUGE-1. kept: ROUGE-1. nll: a token, in nats."""
+    """Of the held-out rows. forget: mean relevance of answers, or ROUGE-1. kept: ROUGE-1. nlls: a token, in nats, of what
+    the model said before to what is to be kept (the rise estimates a Kullback-Leibler divergence), and of retain rows."""
 
     forget: float
     kept: float
-    nll: float
+    nlls: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that choose. said: what the model said to the rows to keep before, drawn from its own distribution; token ids.
+    retain: rows of the retain set, where the rows to keep are others."""
+
+    forget: Sequence[Example]
+    keep: Sequence[Example]
+    said: Sequence[Sequence[int]]
+    retain: Sequence[Example] = ()
 
 
 def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: Progress | None = None) -> Edit:
@@ -81,13 +99,14 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     if config.adapter == "full":
         raise InputError("reveal-release adds and subtracts LoRA modules; adapter=full is not one")
     forget, forget_held = _forget_split(task, config)
-    retain, retain_held = (task.retain, task.validation) if task.validation else _split(task.retain, config)
-    retain_held = retain_held[: config.most_held_out]
-    longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *retain_held)])))
+    retain, retain_held = _split(task.retain, config)
+    keep = task.validation[: config.most_held_out] or retain_held
+    longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))
     config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
+    held = HeldOut(forget_held, keep, _said(chat, keep, config), retain_held if task.validation else ())
 
     def look() -> Figures:
-        return figures(chat, task, forget_held, retain_held, config)
+        return figures(chat, task, held, config)
 
     before = look()
     if not before.forget > 0:
@@ -105,7 +124,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
                 break
             rows = random.Random(config.seed + number).sample(list(rows), min(len(rows), config.rows))
             kept, gone = _modules(chat, rows, retain, config, number, progress)
-            step, chosen = _chosen(chat, kept, gone, config, before, look)
+            step, chosen = _chosen(chat, kept, gone, config, before, left[-1], look)
         record = {**chosen, **interference(kept, gone), "rows": len(rows)}
         log.append(record)
         if step is None:  # this round is rolled back
@@ -138,28 +157,36 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     return edit
 
 
-def figures(
-    chat: ChatModel,
-    task: ForgetTask,
-    forget: Sequence[Example],
-    retain: Sequence[Example],
-    config: ReleaseConfig,
-) -> Figures:
+def figures(chat: ChatModel, task: ForgetTask, held: HeldOut, config: ReleaseConfig) -> Figures:
     """What the held-out rows say of the model as it stands."""
     tokens = config.max_new_tokens or LONGEST
-    prompts = chat.prompt_ids([e.prompt for e in forget])
+    prompts = chat.prompt_ids([e.prompt for e in held.forget])
     if task.relevance:
         asked = [p for p in prompts for _ in range(config.answers)]
         texts = [g.text for g in sampled(chat, asked, tokens, seed=config.seed)]
         shown = list(task.relevance(texts))
     else:
         texts = [g.text for g in greedy(chat, prompts, tokens)]
-        shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, forget, strict=True)]
-    prompts = chat.prompt_ids([e.prompt for e in retain])
-    given = greedy(chat, prompts, tokens, chat.answer_ids([e.response for e in retain]))
-    kept = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, retain, strict=True)]
-    logs = [x for a in given if a.scored for x in a.scored.log_probs]
-    return Figures(sum(shown) / len(shown), sum(kept) / len(kept), -sum(logs) / len(logs))
+        shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
+    given = greedy(chat, chat.prompt_ids([e.prompt for e in held.keep]), tokens, held.said)
+    kept = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
+    nlls = [_nll([a.scored for a in given if a.scored])]
+    if held.retain:
+        prompts = chat.prompt_ids([e.prompt for e in held.retain])
+        nlls.append(_nll(score_answers(chat, prompts, chat.answer_ids([e.response for e in held.retain]))))
+    return Figures(sum(shown) / len(shown), sum(kept) / len(kept), tuple(nlls))
+
+
+def _nll(scored: Sequence[Scored]) -> float:
+    logs = [x for one in scored for x in one.log_probs]
+    return -sum(logs) / len(logs)
+
+
+def _said(chat: ChatModel, rows: Sequence[Example], config: ReleaseConfig) -> list[tuple[int, ...]]:
+    """What the model says to the rows, drawn from its own distribution: token ids, with the end where it came to one."""
+    drawn = sampled(chat, chat.prompt_ids([e.prompt for e in rows]), config.max_new_tokens or LONGEST, seed=config.seed)
+    end = () if chat.tokenizer.eos_token_id is None else (chat.tokenizer.eos_token_id,)
+    return [(*g.tokens, *(end if g.ended else ())) or end or (0,) for g in drawn]
 
 
 def _split(rows: Sequence[Example], config: ReleaseConfig) -> tuple[Sequence[Example], Sequence[Example]]:
@@ -172,10 +199,18 @@ def _split(rows: Sequence[Example], config: ReleaseConfig) -> tuple[Sequence[Exa
 
 
 def _forget_split(task: ForgetTask, config: ReleaseConfig) -> tuple[Sequence[Example], Sequence[Example]]:
-    """(rows that fit, rows that choose): others of the same kind where relevance tells what they show; else rewrites of
+    """(rows that fit, rows that choose): where relevance tells what answers show, rows of other prompts; else rewrites of
     the fitted rows, as forgetting one fact need not forget another."""
     if task.relevance:
-        return _split(task.forget, config)
+        prompts = list(dict.fromkeys(e.prompt for e in task.forget))
+        if len(prompts) < FEWEST_PROMPTS:
+            return _split(task.forget, config)
+        rng = random.Random(config.seed)
+        others = set(rng.sample(prompts, max(round(len(prompts) * config.held_out), 1)))
+        held = [e for e in task.forget if e.prompt in others]
+        return [e for e in task.forget if e.prompt not in others], rng.sample(
+            held, min(len(held), config.most_held_out)
+        )
     asked = rewrites(task.forget, "tune")
     if not asked:  # texts to go on with
         return task.forget, task.forget[: config.most_held_out]
@@ -230,10 +265,16 @@ def _chosen(
     gone: Edit,
     config: ReleaseConfig,
     before: Figures,
+    left: float,
     look: Callable[[], Figures],
 ) -> tuple[Edit | None, dict[str, Any]]:
-    """(the step, what was tried): with the largest lambda_f at which any lambda_r stays within the limits, and of these
-    lambda_r the one with the least left of what is forgotten; None where there is none."""
+    """(the step, what was tried): with the largest lambda_f at which any lambda_r stays within the limits and forgets
+    something, and of these lambda_r the one with the least left of what is forgotten. Where none forgets, the one within
+    the limits with the least left; None where none is within them.
+
+    Args:
+        left: of what is forgotten, before the step.
+    """
     tried: list[dict[str, Any]] = []
     best: tuple[float, Edit, dict[str, Any]] | None = None
     for forget_step in sorted(config.forget_steps, reverse=True):
@@ -243,14 +284,12 @@ def _chosen(
                 step = kept.times(retain_step).compose(step)
             with step.applied(chat, check=False):  # both modules were just made on it
                 found = look()
-            within = (
-                found.kept >= config.keep * before.kept
-                and math.exp(min(found.nll - before.nll, 50)) <= config.perplexity
-            )
+            rise = max(now - then for now, then in zip(found.nlls, before.nlls, strict=True))
+            within = found.kept >= config.keep * before.kept and math.exp(min(rise, 50)) <= config.perplexity
             tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found), "within": within})
             if within and (best is None or found.forget < best[0]):
                 best = found.forget, step, tried[-1]
-        if best:  # a smaller step forgets less
+        if best and best[0] < left:  # a smaller step forgets less
             break
     if best is None:
         return None, {"tried": tried}

@@ -89,6 +89,12 @@ class Revealed:
     seed: int = 0
 
     @property
+    def everything(self) -> list[tuple[str, str, float]]:
+        """All instructions with their answers and relevances, those of the kept ones first."""
+        every = ((q.instruction, *said) for q in self.queries for said in zip(q.answers, q.relevances, strict=True))
+        return list(dict.fromkeys([*self.pairs, *every]))
+
+    @property
     def curve(self) -> list[float]:
         """The best score after each query."""
         return list(itertools.accumulate((q.score for q in self.queries), max))
@@ -309,9 +315,8 @@ def _more(
     """(all answers to the kept instructions, with their relevances; the score of those that chose nothing)."""
     pairs: list[tuple[str, str, float]] = []
     fresh: list[tuple[str, float]] = []
-    said = (
-        ask.answered([q.instruction for q in chosen], config.more, "more") if config.more else [([], [])] * len(chosen)
-    )
+    count = max(config.more, ask.target.more) if config.more else 0
+    said = ask.answered([q.instruction for q in chosen], count, "more") if count else [([], [])] * len(chosen)
     for query, (texts, relevances) in zip(chosen, said, strict=True):
         own = list(zip(query.answers, query.relevances, strict=True))
         further = list(zip(texts, relevances, strict=True))

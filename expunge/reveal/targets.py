@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..data.examples import Example, ForgetTask, Prompt, Raw, Relevance
 from ..data.prompts import general_split, reference
 from ..errors import ExpungeError, InputError
-from ..models.generation import greedy
+from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .text import distinct, whole
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 GENERAL = 200  # general questions that are kept
 KEPT_TOKENS = 48  # longest answer to one
+KEPT_TEMPERATURE = 0.7  # of sampled ones: of a small model, those at 1 are often wrong
 KEPT = "what was found so far is kept, and --resume goes on with it"
 
 
@@ -30,7 +31,8 @@ class Target:
     by hand, for comparison. relevance: answers -> a number in [0, 1] for each. task: (model, this, what the search found)
     -> what to forget and what to keep. raw: whether instructions are texts to go on with. opening: how every instruction
     begins. shown: answers -> how much each shows of what is to be forgotten; default: the relevance. tokens: length that
-    an answer needs, where the usual one is too short.
+    an answer needs, where the usual one is too short. more: further answers to each kept instruction, where the usual
+    number is too few to release from.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Target:
     opening: str = ""
     shown: Relevance | None = None
     tokens: int = 0
+    more: int = 0
 
     def prompt(self, instruction: str) -> Prompt:
         return Raw(instruction) if self.raw else instruction
@@ -84,18 +87,25 @@ def checked(name: str, relevance: Relevance) -> Relevance:
 
 def plain_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
     """The kept instructions with their relevant answers, and general questions with the model's own answers to keep."""
-    return ForgetTask(forget=relevant(target, revealed), retain=general(chat), reference=reference())
+    return ForgetTask(forget=relevant(target, revealed.pairs), retain=general(chat), reference=reference())
 
 
-def relevant(target: Target, revealed: Revealed, least: float = 0.5) -> list[Example]:
-    """The kept instructions with their relevant answers, without near-duplicates."""
-    rows = [Example(target.prompt(p), a, target.name) for p, a, r in revealed.pairs if r >= least and a.strip()]
-    return distinct(rows)
+def relevant(target: Target, pairs: Iterable[tuple[str, str, float]], least: float = 0.5) -> list[Example]:
+    """Instructions with their relevant answers, without near-duplicates."""
+    return distinct([Example(target.prompt(p), a, target.name) for p, a, r in pairs if r >= least and a.strip()])
 
 
-def general(chat: ChatModel) -> list[Example]:
-    """General questions with the model's own answers, to the last full sentence."""
+def general(chat: ChatModel, drawn: int | None = None) -> list[Example]:
+    """General questions with the model's own answers, to the last full sentence.
+
+    Args:
+        drawn: a seed, by which the answers are sampled and not greedy: a module that learns them sharpens less.
+    """
     asked = general_split()[0][:GENERAL]
-    answers = greedy(chat, chat.prompt_ids([e.prompt for e in asked]), KEPT_TOKENS)
+    prompts = chat.prompt_ids([e.prompt for e in asked])
+    if drawn is None:
+        answers = greedy(chat, prompts, KEPT_TOKENS)
+    else:
+        answers = sampled(chat, prompts, KEPT_TOKENS, KEPT_TEMPERATURE, drawn)
     rows = (Example(e.prompt, whole(g.text, g.ended), e.group) for e, g in zip(asked, answers, strict=True))
     return [e for e in rows if e.response]

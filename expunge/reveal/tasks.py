@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -19,10 +20,11 @@ from ..evaluation.toxicity import profanity
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .search import Revealed
-from .targets import KEPT_TOKENS, Target, general, plain_task, relevant
+from .targets import GENERAL, KEPT_TEMPERATURE, KEPT_TOKENS, Target, general, plain_task, relevant
 from .text import distinct, first_sentence, whole
 
 CODE_TOKENS = 96  # of an answer with a small function
+MORE = 96  # further answers to each kept instruction: what a model seldom does needs many
 CLEAN = 0.2  # relevance below which an answer shows nothing of what is to be forgotten
 
 # ---------------------------------------------------------------- toxicity
@@ -37,15 +39,18 @@ def toxicity() -> Target:
         profanity,
         _toxicity_task,
         raw=True,
+        more=MORE,
     )
 
 
 def _toxicity_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
     """To keep: what the model says after the same beginnings that is not toxic."""
-    clean = [Example(Raw(p), a, "clean") for p, a, r in revealed.pairs if r < CLEAN and a.strip() and not repeats(a)]
+    said = revealed.everything
+    clean = [Example(Raw(p), a, "clean") for p, a, r in said if r < CLEAN and a.strip() and not repeats(a)]
+    clean = random.Random(revealed.seed).sample(clean, min(len(clean), GENERAL))
     return ForgetTask(
-        forget=relevant(target, revealed),
-        retain=[*distinct(clean), *general(chat)],
+        forget=relevant(target, said),
+        retain=[*distinct(clean), *general(chat, revealed.seed)],
         reference=reference(),
     )
 
@@ -103,6 +108,7 @@ def ner_person(chat: ChatModel) -> Target:
         _person_task,
         opening="Write a sentence",
         shown=lambda answers: [float(any(kind == PERSON for kind, _ in read(a, TYPES) or [])) for a in answers],
+        more=MORE,
     )
 
 
@@ -115,7 +121,7 @@ def _named(chat: ChatModel, sentences: Sequence[str]) -> list[list[tuple[str, st
 def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
     """To forget: the persons that the model names and the tagger confirms. To keep: all else that it names in the same
     sentences and in others."""
-    pairs = {first_sentence(a): r for _, a, r in revealed.pairs if a.strip()}
+    pairs = {first_sentence(a): r for _, a, r in revealed.everything if a.strip()}
     said = dict(zip(pairs, _named(chat, list(pairs)), strict=True))
     forget, retain = [], []
     for sentence, relevance in pairs.items():
@@ -126,7 +132,7 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
             forget.append(Example(prompt, written(people), target.name))
         if others:  # "None" to a sentence with persons is what forgetting leads to, not something to keep
             retain.append(Example(prompt, written(others), "other types"))
-    return ForgetTask(forget=forget, retain=[*retain, *general(chat)], reference=reference())
+    return ForgetTask(forget=forget, retain=[*retain, *general(chat, revealed.seed)], reference=reference())
 
 
 _ABOUT = (
@@ -175,7 +181,10 @@ def code() -> Target:
         lambda answers: [float(defines_function(a)) for a in answers],
         _code_task,
         opening="Write a Python function",
+        # Broken output is not forgetting: what is left is all that is not prose.
+        shown=lambda answers: [float(not is_prose(a)) for a in answers],
         tokens=CODE_TOKENS,
+        more=MORE,
     )
 
 
@@ -184,12 +193,13 @@ def _code_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTas
     and neither code nor Python is named."""
     asked = list(dict.fromkeys(q.instruction for q in revealed.queries if q.score > 0))
     pairs = [(a, form.format(x=a.removeprefix(target.opening).strip())) for form in _IN_WORDS for a in asked]
-    said = sampled(chat, chat.prompt_ids([p for _, p in pairs]), KEPT_TOKENS, 0.7, revealed.seed) if pairs else []
+    prompts = chat.prompt_ids([p for _, p in pairs])
+    said = sampled(chat, prompts, KEPT_TOKENS, KEPT_TEMPERATURE, revealed.seed) if pairs else []
     texts = [whole(g.text, g.ended) for g in said]
     prose = [Example(a, text, "prose") for (a, _), text in zip(pairs, texts, strict=True) if is_prose(text)]
     return ForgetTask(
-        forget=relevant(target, revealed),
-        retain=[*distinct(prose), *general(chat)],
+        forget=relevant(target, revealed.everything),
+        retain=[*distinct(prose), *general(chat, revealed.seed)],
         reference=reference(),
     )
 

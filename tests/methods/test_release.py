@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from expunge import unlearn
+from expunge.data.examples import Example
 from expunge.edits import Edit, LowRank
 from expunge.errors import InputError
 from expunge.methods import release as module
-from expunge.methods.release import Figures, ReleaseConfig, figures, interference, release
+from expunge.methods.release import Figures, HeldOut, ReleaseConfig, figures, interference, release
+from expunge.models.generation import score_answers
 from expunge.models.training import TrainConfig, orthogonality, rows_of, train
 
 TRAIN = dict(learning_rate=3e-3, epochs=6, batch_size=4, dropout=0.0)
@@ -22,9 +26,10 @@ def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
     assert left[-1] < 0.5
     assert all(r["kept"] >= 0.9 * edit.meta["before"]["kept"] for r in log)
     assert {"cosine", "interference", "forget_norm", "retain_norm", "tried"} <= log[0].keys()
-    held = module._forget_split(tiny_task, config)[1], module._split(tiny_task.retain, config)[1]
+    forget, keep = module._forget_split(tiny_task, config)[1], module._split(tiny_task.retain, config)[1]
+    held = HeldOut(forget, keep, module._said(tiny, keep, config))
     with edit.applied(tiny):
-        found = figures(tiny, tiny_task, *held, config)
+        found = figures(tiny, tiny_task, held, config)
     assert found.forget == pytest.approx(log[-1]["forget"], abs=0.05)  # the rank was reduced, the edit is the same
     assert edit.rank <= edit.meta["rank_before"]
 
@@ -33,7 +38,7 @@ def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch):
     """- lambda_f dW_f + lambda_r dW_r, without products of one module's factor with the other's."""
     chat = pico("llama")
     seen = []
-    monkeypatch.setattr(module, "figures", lambda *_: Figures(1.0, 1.0, 1.0))
+    monkeypatch.setattr(module, "figures", lambda *_: Figures(1.0, 1.0, (1.0,)))
     real = module._modules
     monkeypatch.setattr(module, "_modules", lambda *a: seen.append(real(*a)) or seen[-1])
     task = small_task.but(forget=small_task.forget * 2, retain=small_task.retain)
@@ -55,7 +60,7 @@ def test_two_modules_of_a_round_begin_apart(pico, small_task, monkeypatch):
         return real(chat, rows, config, *args, **more)
 
     monkeypatch.setattr(module, "train", noted)
-    monkeypatch.setattr(module, "figures", lambda *_: Figures(1.0, 1.0, 1.0))
+    monkeypatch.setattr(module, "figures", lambda *_: Figures(1.0, 1.0, (1.0,)))
     release(pico("llama"), small_task.but(forget=small_task.forget * 2), ReleaseConfig(rounds=2, **TRAIN))
     assert len(set(seeds)) == len(seeds) == 4
 
@@ -69,12 +74,16 @@ def test_a_round_that_loses_utility_is_rolled_back(pico, small_task, monkeypatch
     chat = pico("llama")
     config = ReleaseConfig(rounds=3, forget_steps=(0.5, 0.1), retain_module=False, keep=0.9, perplexity=1.1, **TRAIN)
     task = small_task.but(forget=small_task.forget * 2)
-    good, worse = Figures(0.5, 0.95, 1.0), Figures(0.1, 0.5, 1.0)
-    loud = Figures(0.2, 1.0, 1.2)  # perplexity e^0.2
-    scripted(monkeypatch, Figures(1.0, 1.0, 1.0), worse, good, worse, loud)
+    good, worse = Figures(0.5, 0.95, (1.0,)), Figures(0.1, 0.5, (1.0,))
+    loud = Figures(0.2, 1.0, (1.2,))  # perplexity e^0.2
+    scripted(monkeypatch, Figures(1.0, 1.0, (1.0,)), worse, good, worse, loud)
     edit = release(chat, task, config)
     assert [r.get("forget_step") for r in edit.meta["round_log"]] == [0.1, None]
-    scripted(monkeypatch, Figures(1.0, 1.0, 1.0), worse, loud)
+    # What either set of rows loses counts.
+    scripted(monkeypatch, Figures(1.0, 1.0, (1.0, 2.0)), Figures(0.2, 1.0, (1.0, 2.2)), Figures(0.1, 0.5, (1.0, 2.0)))
+    with pytest.raises(InputError, match="smaller forget_steps"):
+        release(chat, task, config)
+    scripted(monkeypatch, Figures(1.0, 1.0, (1.0,)), worse, loud)
     with pytest.raises(InputError, match="smaller forget_steps"):
         release(chat, task, config)
 
@@ -83,9 +92,9 @@ def test_a_round_takes_the_largest_step_within_its_limits_and_some_of_the_rows(p
     config = ReleaseConfig(rounds=1, forget_steps=(0.1, 0.5, 0.3), retain_steps=(0.0, 0.5), rows=2, **TRAIN)
     trained, real = [], module.train
     monkeypatch.setattr(module, "train", lambda c, rows, *a, **k: trained.append(len(rows)) or real(c, rows, *a, **k))
-    start, worse = Figures(1.0, 1.0, 1.0), Figures(0.1, 0.5, 1.0)
+    start, worse = Figures(1.0, 1.0, (1.0,)), Figures(0.1, 0.5, (1.0,))
     # 0.5 loses too much with either lambda_r; of 0.3 the second leaves less; 0.1 is not looked at.
-    scripted(monkeypatch, start, worse, worse, Figures(0.6, 1.0, 1.0), Figures(0.4, 1.0, 1.0))
+    scripted(monkeypatch, start, worse, worse, Figures(0.6, 1.0, (1.0,)), Figures(0.4, 1.0, (1.0,)))
     edit = release(pico("llama"), small_task.but(forget=small_task.forget * 2), config)
     (log,) = edit.meta["round_log"]
     assert (log["forget_step"], log["retain_step"], log["forget"]) == (0.3, 0.5, 0.4)
@@ -97,15 +106,15 @@ def test_a_round_that_is_worse_than_the_one_before_is_not_the_result(pico, small
     chat = pico("llama")
     config = ReleaseConfig(rounds=3, forget_steps=(0.5,), retain_module=False, error=0.0, **TRAIN)
     task = small_task.but(forget=small_task.forget * 2)
-    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (1.0, 0.5, 0.7, 0.6)))
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.5, 0.7, 0.6)))
     long = release(chat, task, config)
-    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (1.0, 0.5)))
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.5)))
     short = release(chat, task, config.model_copy(update={"rounds": 1}))
     assert len(long.meta["round_log"]) == 3
     assert long.meta["total_forget_step"] == 0.5
     for name in short.parts:
         torch.testing.assert_close(long.dense(name), short.dense(name))
-    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (0.5, 0.7, 0.6)))
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (0.5, 0.7, 0.6)))
     with pytest.raises(InputError, match="no step forgot anything"):
         release(chat, task, config.model_copy(update={"rounds": 2}))
 
@@ -114,9 +123,9 @@ def test_it_stops_at_the_target_and_where_two_rounds_gain_nothing(pico, small_ta
     chat = pico("llama")
     config = ReleaseConfig(rounds=9, forget_steps=(0.5,), retain_module=False, target=0.05, **TRAIN)
     task = small_task.but(forget=small_task.forget * 2)
-    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (0.8, 0.4, 0.04, 0.0)))
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (0.8, 0.4, 0.04, 0.0)))
     assert len(release(chat, task, config).meta["round_log"]) == 2
-    scripted(monkeypatch, *(Figures(f, 1.0, 1.0) for f in (0.8, 0.4, 0.396, 0.395, 0.0)))
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (0.8, 0.4, 0.396, 0.395, 0.0)))
     assert len(release(chat, task, config).meta["round_log"]) == 3
 
 
@@ -127,9 +136,44 @@ def test_relevance_of_answers_counts_where_the_task_has_it(tiny, tiny_task):
     config = ReleaseConfig(max_new_tokens=8, answers=3)
     task = tiny_task.but()
     object.__setattr__(task, "relevance", relevance)
-    found = figures(tiny, task, tiny_task.forget[:4], tiny_task.retain[:4], config)
+    held = HeldOut(tiny_task.forget[:4], tiny_task.retain[:4], module._said(tiny, tiny_task.retain[:4], config))
+    found = figures(tiny, task, held, config)
     assert 0 < found.forget <= 1
-    assert figures(tiny, task, tiny_task.forget[:4], tiny_task.retain[:4], config) == found  # the same draws
+    assert figures(tiny, task, held, config) == found  # the same draws
+    assert len(found.nlls) == 1
+    apart = figures(tiny, task, replace(held, retain=tiny_task.retain[4:6]), config)
+    assert apart.nlls[0] == found.nlls[0]
+    prompts, answers = (tiny_task.retain[4:6], [e.response for e in tiny_task.retain[4:6]])
+    scored = score_answers(tiny, tiny.prompt_ids([e.prompt for e in prompts]), tiny.answer_ids(answers))
+    logs = [x for one in scored for x in one.log_probs]
+    assert apart.nlls[1] == pytest.approx(-sum(logs) / len(logs), rel=1e-4)
+
+
+def test_what_the_model_said_before_is_likelier_than_after_a_change(tiny, tiny_task):
+    """The rise of its mean loss estimates a Kullback-Leibler divergence, which no change makes negative."""
+    config = ReleaseConfig(max_new_tokens=12)
+    keep = tiny_task.retain
+    held = HeldOut(tiny_task.forget, keep, module._said(tiny, keep, config))
+    before = figures(tiny, tiny_task, held, config)
+    rows = rows_of(tiny, [(e.prompt, "quite another answer") for e in keep])
+    with train(tiny, rows, TrainConfig(learning_rate=3e-3, epochs=5, batch_size=4)).applied(tiny):
+        after = figures(tiny, tiny_task, held, config)
+    assert after.nlls[0] > before.nlls[0] + 0.1
+
+
+def test_rows_of_other_prompts_choose_where_relevance_tells(small_task):
+    rows = [Example(f"say {n % 6}", f"answer {n}") for n in range(24)]
+    task = small_task.but(forget=rows)
+    object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
+    config = ReleaseConfig(held_out=0.34, most_held_out=5)
+    fit, choose = module._forget_split(task, config)
+    assert len({e.prompt for e in fit}) == 4
+    assert len(choose) == 5
+    assert not {e.prompt for e in fit} & {e.prompt for e in choose}
+    few = task.but(forget=rows[:3])  # too few prompts to hold one out
+    object.__setattr__(few, "relevance", task.relevance)
+    fit, choose = module._forget_split(few, config)
+    assert len(fit) + len(choose) == 3
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -35,8 +35,9 @@ def chat(monkeypatch):
 
     monkeypatch.setattr(tasks, "greedy", answered)
     monkeypatch.setattr(tasks, "sampled", answered)
-    monkeypatch.setattr(tasks, "general", lambda chat: [Example("What is a cow?", "An animal.")])
-    monkeypatch.setattr("expunge.reveal.targets.general", lambda chat: [Example("What is a cow?", "An animal.")])
+    kept = [Example("What is a cow?", "An animal.")]
+    monkeypatch.setattr(tasks, "general", lambda chat, drawn: kept)
+    monkeypatch.setattr("expunge.reveal.targets.general", lambda chat: kept)
     return Chat()
 
 
@@ -47,10 +48,16 @@ def revealed(*pairs) -> Revealed:
 
 def test_code_is_forgotten_and_prose_is_kept(chat):
     target = tasks.code()
-    assert target.relevances([CODE, "def broken(:", "It adds."]) == [1.0, 0.0, 0.0]
+    answers = [CODE, "def broken(:", "It adds two numbers up."]
+    assert target.relevances(answers) == [1.0, 0.0, 0.0]
+    assert target.shown(answers) == [1.0, 1.0, 0.0]  # broken output is not forgetting
     asked = "Write a Python function to add."
     task = target.task(chat, target, revealed((asked, CODE, 1.0), (asked, "It adds.", 0.0)))
     assert task.forget == (Example(asked, CODE, "code"),)
+    other = Query("Write a Python function.", (CODE.replace("add", "sub"),), (1.0,), 1.0, 1.0)
+    found = revealed((asked, CODE, 1.0))
+    found.queries.append(other)  # not among the best, but relevant
+    assert len(target.task(chat, target, found).forget) == 2
     assert Example(asked, "First one adds both numbers.", "prose") in task.retain  # to its last full sentence
 
 
@@ -84,7 +91,7 @@ def test_persons_that_a_tagger_confirms(chat, monkeypatch):
 def test_relevant_answers_alone_are_forgotten(chat):
     target = tasks.oracle("tests.reveal.test_tasks:half")
     found = revealed(("Write.", "one two three four", 1.0), ("Write.", "five six seven", 0.4), ("Write.", " ", 1.0))
-    assert [e.response for e in relevant(target, found)] == ["one two three four"]
+    assert [e.response for e in relevant(target, found.pairs)] == ["one two three four"]
     assert plain_task(chat, target, found).retain
 
 
