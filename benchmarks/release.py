@@ -18,7 +18,7 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 METHOD = "reveal-release"
-PARTS = ("retain_module=false", "orthogonality=0", "orthogonality=0.05", "orthogonality=5", "reveal_again=true")
+PARTS = ("retain_module=false", "orthogonality=0", "orthogonality=0.05", "orthogonality=5", "reveal_again=false")
 UNLIMITED = "keep=0:perplexity=1000000"
 
 

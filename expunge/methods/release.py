@@ -29,6 +29,7 @@ from ..models.training import TrainConfig, orthogonality, rows_of, train
 
 LONGEST = 200  # tokens of an answer to a held-out row
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
+AGAIN = 128  # prompts that are answered anew at a time
 LEAST_GAIN = 0.01  # of what there was to forget, below which two rounds in turn end the run
 
 Progress = Callable[[int], None]
@@ -38,7 +39,7 @@ class ReleaseConfig(TrainConfig):
     """Settings of iterative release; those of training are of each module."""
 
     rounds: int = Field(6, ge=1, description="rounds at most")
-    rows: int = Field(96, ge=1, description="rows that a round trains each module on, drawn anew, at most")
+    rows: int = Field(256, ge=1, description="rows that a round trains each module on, drawn anew, at most")
     forget_steps: tuple[PositiveFloat, ...] = Field(
         (2.0, 1.0, 0.5, 0.25), min_length=1, description="lambda_f to choose from, the largest within the limits"
     )
@@ -46,7 +47,11 @@ class ReleaseConfig(TrainConfig):
     retain_module: bool = Field(True, description="train a module on the retain set as well")
     orthogonality: float = Field(0.5, ge=0, description="weight of the penalty between the two modules")
     penalty: Literal["absolute", "squared"] = Field("absolute", description="of the entries of A_r A_f^T")
-    reveal_again: bool = Field(False, description="answer the forget prompts anew from each round's weights")
+    reveal_again: bool = Field(
+        True,
+        description="from the second round on, train on what the model still says to the forget prompts, where relevance "
+        "is known",
+    )
     target: float = Field(
         0.01, ge=0, description="what is left of forgetting at which it is enough, relative to before"
     )
@@ -118,7 +123,8 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     left, gains, log = [before.forget], [], []
     for number in range(config.rounds):
         with current.applied(chat) if current else nullcontext():
-            rows = _again(chat, task, forget, config, number) if config.reveal_again else forget
+            again = config.reveal_again and task.relevance and number > 0
+            rows = _again(chat, task, forget, config, number) if again else forget
             if not rows:
                 log.append({"rows": 0})  # the model no longer shows any of it
                 break
@@ -220,11 +226,22 @@ def _forget_split(task: ForgetTask, config: ReleaseConfig) -> tuple[Sequence[Exa
 def _again(
     chat: ChatModel, task: ForgetTask, forget: Sequence[Example], config: ReleaseConfig, number: int
 ) -> list[Example]:
-    """The forget prompts with what the model says of them now, where that is relevant (else where it is not empty)."""
-    prompts = chat.prompt_ids([e.prompt for e in forget])
-    texts = [g.text for g in sampled(chat, prompts, config.max_new_tokens or LONGEST, seed=config.seed + number)]
-    shown = list(task.relevance(texts)) if task.relevance else [float(bool(t.strip())) for t in texts]
-    return [Example(e.prompt, t, e.group) for e, t, r in zip(forget, texts, shown, strict=True) if r > 0.5]
+    """The forget prompts with what the model says to them now, where that is relevant; in passes over the prompts of the
+    rows, until there is a round's worth, at most `answers` of them."""
+    assert task.relevance
+    found: list[Example] = []
+    for turn in range(config.answers):
+        rng = random.Random(f"{config.seed} {number} {turn}")
+        asked = rng.sample(list(forget), len(forget))
+        for begin in range(0, len(asked), AGAIN):
+            part = asked[begin : begin + AGAIN]
+            prompts = chat.prompt_ids([e.prompt for e in part])
+            texts = [g.text for g in sampled(chat, prompts, config.max_new_tokens or LONGEST, seed=rng.getrandbits(31))]
+            shown = task.relevance(texts)
+            found += [Example(e.prompt, t, e.group) for e, t, r in zip(part, texts, shown, strict=True) if r > 0.5]
+            if len(found) >= config.rows:
+                return found
+    return found
 
 
 def _modules(

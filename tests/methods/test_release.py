@@ -11,7 +11,7 @@ from expunge.edits import Edit, LowRank
 from expunge.errors import InputError
 from expunge.methods import release as module
 from expunge.methods.release import Figures, HeldOut, ReleaseConfig, figures, interference, release
-from expunge.models.generation import score_answers
+from expunge.models.generation import Generated, score_answers
 from expunge.models.training import TrainConfig, orthogonality, rows_of, train
 
 TRAIN = dict(learning_rate=3e-3, epochs=6, batch_size=4, dropout=0.0)
@@ -256,3 +256,33 @@ def test_a_smaller_rank_within_the_error():
         left_out = (less.dense("w") - edit.dense("w")).norm() / edit.dense("w").norm()
         assert less.parts["w"].rank < 3
         assert left_out <= error
+
+
+def test_later_rounds_learn_what_the_model_still_says(pico, small_task, monkeypatch):
+    """Rows that it no longer says would be pushed further down, to no use."""
+    trained: list[list[tuple[int, ...]]] = []
+    chat, real = pico("llama"), module.train
+
+    def sampled(_, prompts, *__, **___):
+        texts = ["still bad" if n % 2 else "good" for n in range(len(prompts))]
+        return [Generated(t, (5,), True) for t in texts]
+
+    monkeypatch.setattr(module, "sampled", sampled)
+    monkeypatch.setattr(
+        module, "train", lambda c, rows, *a, **k: trained.append([r.answer for r in rows]) or real(c, rows, *a, **k)
+    )
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6, 0.3)))
+    task = small_task.but(forget=small_task.forget * 3)
+    object.__setattr__(task, "relevance", lambda texts: [float("bad" in t) for t in texts])
+    config = ReleaseConfig(rounds=2, forget_steps=(0.5,), retain_module=False, rows=4, answers=2, **TRAIN)
+    release(chat, task, config)
+    bad = tuple(chat.answer_ids(["still bad"])[0])
+    assert bad not in trained[0]
+    assert trained[1] == [bad] * 4
+    trained.clear()
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6, 0.3)))
+    release(chat, task, config.model_copy(update={"reveal_again": False}))
+    assert bad not in trained[1]
+    object.__setattr__(task, "relevance", lambda texts: [0.0] * len(texts))
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6)))
+    assert release(chat, task, config).meta["round_log"][-1] == {"rows": 0}
