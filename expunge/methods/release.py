@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, PositiveFloat
 
 from ..data.examples import Example, ForgetTask
-from ..data.prompts import rewrites
+from ..data.prompts import general_split, rewrites
 from ..edits import Edit, LowRank
 from ..errors import InputError, NothingToForget
 from ..evaluation.text import rouge_recall
@@ -105,10 +105,12 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         raise InputError("reveal-release adds and subtracts LoRA modules; adapter=full is not one")
     forget, forget_held = _forget_split(task, config)
     retain, retain_held = _split(task.retain, config)
-    keep = task.validation[: config.most_held_out] or retain_held
+    # A behaviour's rows to keep are the model's own answers, to which ROUGE-1 is low whatever happens.
+    general = general_split()[0][-config.most_held_out :] if task.relevance else ()
+    keep = task.validation[: config.most_held_out] or general or retain_held
     longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))
     config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
-    held = HeldOut(forget_held, keep, _said(chat, keep, config), retain_held if task.validation else ())
+    held = HeldOut(forget_held, keep, _said(chat, keep, config), retain_held if keep is not retain_held else ())
 
     def look() -> Figures:
         return figures(chat, task, held, config)

@@ -7,6 +7,7 @@ import torch
 
 from expunge import unlearn
 from expunge.data.examples import Example
+from expunge.data.prompts import general_split
 from expunge.edits import Edit, LowRank
 from expunge.errors import InputError
 from expunge.methods import release as module
@@ -286,3 +287,17 @@ def test_later_rounds_learn_what_the_model_still_says(pico, small_task, monkeypa
     object.__setattr__(task, "relevance", lambda texts: [0.0] * len(texts))
     scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6)))
     assert release(chat, task, config).meta["round_log"][-1] == {"rows": 0}
+
+
+def test_what_is_kept_of_a_behaviour_is_judged_by_true_answers(tiny, tiny_task, monkeypatch):
+    """The rows to keep hold what the model itself said; they count by their perplexity."""
+    seen: list[HeldOut] = []
+    monkeypatch.setattr(module, "figures", lambda _, __, held, ___: seen.append(held) or Figures(0.0, 1.0, (1.0, 1.0)))
+    for relevance, keep in ((None, ()), (lambda texts: [1.0] * len(texts), general_split()[0][-48:])):
+        task = tiny_task.but()
+        object.__setattr__(task, "relevance", relevance)
+        with pytest.raises(InputError, match="nothing to forget"):
+            release(tiny, task, ReleaseConfig(max_new_tokens=2))
+        held = seen.pop()
+        assert (held.keep == keep) == bool(keep)
+        assert bool(held.retain) == bool(keep)
