@@ -303,8 +303,8 @@ def _chosen(
                 step = kept.times(retain_step).compose(step)
             with step.applied(chat, check=False):  # both modules were just made on it
                 found = look()
-            rise = max(now - then for now, then in zip(found.nlls, before.nlls, strict=True))
-            within = found.kept >= config.keep * before.kept and math.exp(min(rise, 50)) <= config.perplexity
+            rises = (now - then for now, then in zip(found.nlls, before.nlls, strict=True))
+            within = found.kept >= config.keep * before.kept and all(r <= math.log(config.perplexity) for r in rises)
             tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found), "within": within})
             if within and (best is None or found.forget < best[0]):
                 best = found.forget, step, tried[-1]

@@ -48,7 +48,7 @@ class RevealConfig(BaseModel):
     scale: float = Field(1.0, gt=0, description="length of a soft token, in mean lengths of the model's embeddings")
     wander: float = Field(0.7, gt=0, description="temperature at which instructions are decoded")
     best: int = Field(8, ge=1, description="instructions that are kept, and answered more often")
-    more: int = Field(32, ge=0, description="further answers to each of these")
+    more: int | None = Field(None, ge=0, description="further answers to each of these; default: 32, of a task 96")
     seed: int = Field(0, description="seed of points, map and answers")
 
 
@@ -315,7 +315,7 @@ def _more(
     """(all answers to the kept instructions, with their relevances; the score of those that chose nothing)."""
     pairs: list[tuple[str, str, float]] = []
     fresh: list[tuple[str, float]] = []
-    count = max(config.more, ask.target.more) if config.more else 0
+    count = ask.target.more if config.more is None else config.more
     said = ask.answered([q.instruction for q in chosen], count, "more") if count else [([], [])] * len(chosen)
     for query, (texts, relevances) in zip(chosen, said, strict=True):
         own = list(zip(query.answers, query.relevances, strict=True))

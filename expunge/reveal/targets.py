@@ -31,8 +31,8 @@ class Target:
     by hand, for comparison. relevance: answers -> a number in [0, 1] for each. task: (model, this, what the search found)
     -> what to forget and what to keep. raw: whether instructions are texts to go on with. opening: how every instruction
     begins. shown: answers -> how much each shows of what is to be forgotten; default: the relevance. tokens: length that
-    an answer needs, where the usual one is too short. more: further answers to each kept instruction, where the usual
-    number is too few to release from.
+    an answer needs, where the usual one is too short. more: further answers to each kept instruction, unless the search's
+    settings say how many.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Target:
     opening: str = ""
     shown: Relevance | None = None
     tokens: int = 0
-    more: int = 0
+    more: int = 32
 
     def prompt(self, instruction: str) -> Prompt:
         return Raw(instruction) if self.raw else instruction

@@ -122,13 +122,16 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
     """To forget: the persons that the model names and the tagger confirms. To keep: all else that it names in the same
     sentences and in others."""
     pairs = {first_sentence(a): r for _, a, r in revealed.everything if a.strip()}
-    said = dict(zip(pairs, _named(chat, list(pairs)), strict=True))
+    shown = [s for s, r in pairs.items() if r >= 0.5]
+    rest = [s for s, r in pairs.items() if r < 0.5]
+    asked = [*shown, *random.Random(revealed.seed).sample(rest, min(len(rest), GENERAL))]
+    said = dict(zip(asked, _named(chat, asked), strict=True))
     forget, retain = [], []
-    for sentence, relevance in pairs.items():
+    for sentence in asked:
         prompt = entity_prompt(sentence)
         people = [e for e in said[sentence] if e[0] == PERSON]
         others = [e for e in said[sentence] if e[0] != PERSON]
-        if people and relevance >= 0.5:
+        if people and pairs[sentence] >= 0.5:
             forget.append(Example(prompt, written(people), target.name))
         if others:  # "None" to a sentence with persons is what forgetting leads to, not something to keep
             retain.append(Example(prompt, written(others), "other types"))

@@ -84,6 +84,10 @@ def test_a_round_that_loses_utility_is_rolled_back(pico, small_task, monkeypatch
     scripted(monkeypatch, Figures(1.0, 1.0, (1.0, 2.0)), Figures(0.2, 1.0, (1.0, 2.2)), Figures(0.1, 0.5, (1.0, 2.0)))
     with pytest.raises(InputError, match="smaller forget_steps"):
         release(chat, task, config)
+    broken = Figures(0.0, 1.0, (1.0, float("nan")))
+    scripted(monkeypatch, Figures(1.0, 1.0, (1.0, 2.0)), broken, broken)
+    with pytest.raises(InputError, match="smaller forget_steps"):
+        release(chat, task, config)
     scripted(monkeypatch, Figures(1.0, 1.0, (1.0,)), worse, loud)
     with pytest.raises(InputError, match="smaller forget_steps"):
         release(chat, task, config)
