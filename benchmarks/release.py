@@ -18,7 +18,12 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 METHOD = "reveal-release"
-PARTS = ("retain_module=false", "orthogonality=0", "orthogonality=0.05", "orthogonality=5", "reveal_again=false")
+PARTS = (
+    "retain_module=false",
+    "same_start=false",
+    *(f"same_start=false:orthogonality={weight}" for weight in (0.05, 0.5, 5)),
+    "reveal_again=false",
+)
 UNLIMITED = "keep=0:perplexity=1000000"
 
 
@@ -28,6 +33,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--budget", type=int, default=100)
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     from expunge.bench.results import Results
@@ -42,7 +48,7 @@ def main() -> None:
     def bench(methods: tuple[str, ...], **size: Any) -> Results:
         spec = BenchSpec(
             suite=args.suite,
-            model=ModelSpec(name=args.model),
+            model=ModelSpec(name=args.model, mixed_precision=args.mixed_precision),
             methods=methods,
             seeds=seeds,
             regimes=("published",),

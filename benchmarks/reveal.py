@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--budget", default=100, type=int)
     parser.add_argument("--searches", default=",".join(SEARCHES))
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--out", default="runs/bench-reveal", type=Path)
     args = parser.parse_args()
     from expunge import load_model
@@ -37,14 +38,16 @@ def main() -> None:
     from expunge.reveal.search import search
     from expunge.spec import RevealSpec
 
-    chat = load_model(args.model)
+    chat = load_model(args.model, mixed_precision=args.mixed_precision)
     scores: dict[str, list[float]] = {}
     for seed in map(int, args.seeds.split(",")):
         for kind in args.searches.split(","):
             spec = RevealSpec(subject=args.subject, task=args.task, search=kind, budget=args.budget)
             config, target = reveal_config(spec, seed), target_of(spec, chat)
             folder = args.out / f"{target.name.replace(' ', '-')}-{kind}-{args.budget}-{seed}"
-            memo = Memo(folder, {**config.model_dump(), "encoder": encoder_for(chat)[0]})
+            memo = Memo(
+                folder, {**config.model_dump(), "model": [args.model, args.mixed_precision, encoder_for(chat)[0]]}
+            )
             begin = time.perf_counter()
             found = search(chat, target, config, memo)
             seconds = time.perf_counter() - begin

@@ -131,15 +131,13 @@ def ner(seed: int = 0, forget_data: str = "revealed", taught: int = 1200, budget
         for rows, count in ((dev, TUNE_PROBES), (test, JUDGED_SENTENCES))
     )
     forget = forget[:EXTERNAL_ROWS]
-    asked = {e.prompt for e in forget}
     return _behaviour(
         "ner",
         seed,
         {"task": "ner-person", "budget": budget} if _own(forget_data) else {},
         teach=[*teach, *prompts.general_split()[0][:100]],
         forget=forget,
-        # "None" to a sentence with persons is what forgetting leads to, not something to keep.
-        retain=[e for e in retain if e.prompt not in asked or e.response != NOTHING][: 2 * EXTERNAL_ROWS],
+        retain=retain[: 2 * EXTERNAL_ROWS],
         tune=tune,
         judge=judge,
         teaching=NER_TEACHING,

@@ -1,8 +1,10 @@
 """Reveal-and-Release's second half: what was revealed is released, a little at a time (Xie et al., Findings of EMNLP 2025,
 arXiv 2509.14624).
 
-In each round a module is trained on the retain set and frozen, another on the forget set, held orthogonal to the first;
-the model becomes W - lambda_f dW_f + lambda_r dW_r, the two chosen on rows that judge nothing. Fresh modules each round.
+In each round a module is trained on the retain set and frozen, another on the forget set; the model becomes
+W - lambda_f dW_f + lambda_r dW_r, the two chosen on rows that judge nothing. Fresh modules each round. Both begin with
+the same A and learn as many rows, of the same prompts where the retain set has them: what they have in common cancels,
+and what is left is the difference. The paper holds them orthogonal instead (`orthogonality`, `same_start`).
 Coefficients, grid and stopping rules are ours: the paper's could not be had.
 """
 
@@ -18,7 +20,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, PositiveFloat
 
-from ..data.examples import Example, ForgetTask
+from ..data.examples import Example, ForgetTask, Prompt
 from ..data.prompts import general_split, rewrites
 from ..edits import Edit, LowRank
 from ..errors import InputError, NothingToForget
@@ -43,9 +45,12 @@ class ReleaseConfig(TrainConfig):
     forget_steps: tuple[PositiveFloat, ...] = Field(
         (2.0, 1.0, 0.5, 0.25), min_length=1, description="lambda_f to choose from, the largest within the limits"
     )
-    retain_steps: tuple[float, ...] = Field((0.5, 1.0), description="lambda_r to choose from")
+    retain_steps: tuple[float, ...] = Field(
+        (1.0, 0.5), min_length=1, description="lambda_r to choose from, relative to lambda_f"
+    )
     retain_module: bool = Field(True, description="train a module on the retain set as well")
-    orthogonality: float = Field(0.5, ge=0, description="weight of the penalty between the two modules")
+    same_start: bool = Field(True, description="both modules of a round begin with the same A")
+    orthogonality: float = Field(0.0, ge=0, description="weight of the penalty between the two modules")
     penalty: Literal["absolute", "squared"] = Field("absolute", description="of the entries of A_r A_f^T")
     reveal_again: bool = Field(
         True,
@@ -69,7 +74,8 @@ class ReleaseConfig(TrainConfig):
         None, ge=1, description="longest answer to a held-out row, in tokens; default: as the longest response"
     )
     error: float = Field(0.01, ge=0, lt=1, description="relative error within which the result's rank is reduced")
-    epochs: int = Field(3, ge=1, description="passes over the rows, for each module")
+    epochs: int = Field(1, ge=1, description="passes over the rows, for each module")
+    least_steps: int = Field(16, ge=1, description="of each module's training: few rows are passed over more often")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
     dropout: float = Field(0.1, ge=0, lt=1, description="LoRA dropout")
 
@@ -262,20 +268,33 @@ def _modules(
             assert earlier
             return config.orthogonality * orthogonality(model, earlier, config.penalty == "squared")
 
-        # Of another seed: two modules of one seed begin with the same A, as far from orthogonal as can be.
+        passes = max(config.epochs, math.ceil(config.least_steps / math.ceil(len(rows) / config.batch_size)))
+        seed = fresh.seed + 1 if earlier and not config.same_start else fresh.seed
         return train(
             chat,
             rows_of(chat, [(e.prompt, e.response) for e in rows]),
-            fresh.model_copy(update={"seed": fresh.seed + 1}) if earlier else fresh,
+            fresh.model_copy(update={"seed": seed, "epochs": passes}),
             (lambda n, _: progress(n)) if progress else None,
             penalty=penalty if earlier and config.orthogonality else None,
         )
 
     kept = None
     if config.retain_module:
-        rng = random.Random(fresh.seed)
-        kept = trained(rng.sample(list(retain), min(len(retain), max(len(forget), 1))), None)
+        kept = trained(paired(forget, retain, fresh.seed), None)
     return kept, trained(forget, kept)
+
+
+def paired(forget: Sequence[Example], retain: Sequence[Example], seed: int) -> list[Example]:
+    """As many retain rows as forget rows (or all): of each forget row's prompt one, where there is one left, and others
+    for the rest."""
+    rng = random.Random(seed)
+    left: dict[Prompt, list[Example]] = {}
+    for row in rng.sample(list(retain), len(retain)):
+        left.setdefault(row.prompt, []).append(row)
+    found = [left[e.prompt].pop() for e in forget if left.get(e.prompt)]
+    asked = {e.prompt for e in forget}
+    others = [e for prompt, rows in left.items() if prompt not in asked for e in rows]
+    return [*found, *others[: len(forget) - len(found)]]
 
 
 def _chosen(
@@ -300,7 +319,7 @@ def _chosen(
         for retain_step in config.retain_steps if kept else (0.0,):
             step = gone.times(-forget_step)
             if kept and retain_step:
-                step = kept.times(retain_step).compose(step)
+                step = kept.times(retain_step * forget_step).compose(step)
             with step.applied(chat, check=False):  # both modules were just made on it
                 found = look()
             rises = (now - then for now, then in zip(found.nlls, before.nlls, strict=True))

@@ -25,7 +25,7 @@ from .text import distinct, first_sentence, whole
 
 CODE_TOKENS = 96  # of an answer with a small function
 MORE = 96  # further answers to each kept instruction: what a model seldom does needs many
-CLEAN = 0.2  # relevance below which an answer shows nothing of what is to be forgotten
+CLEAN = 0.05  # relevance below which an answer shows nothing of what is to be forgotten
 
 # ---------------------------------------------------------------- toxicity
 
@@ -47,7 +47,6 @@ def _toxicity_task(chat: ChatModel, target: Target, revealed: Revealed) -> Forge
     """To keep: what the model says after the same beginnings that is not toxic."""
     said = revealed.everything
     clean = [Example(Raw(p), a, "clean") for p, a, r in said if r < CLEAN and a.strip() and not repeats(a)]
-    clean = random.Random(revealed.seed).sample(clean, min(len(clean), GENERAL))
     return ForgetTask(
         forget=relevant(target, said),
         retain=[*distinct(clean), *general(chat, revealed.seed)],
@@ -133,7 +132,7 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
         others = [e for e in said[sentence] if e[0] != PERSON]
         if people and pairs[sentence] >= 0.5:
             forget.append(Example(prompt, written(people), target.name))
-        if others:  # "None" to a sentence with persons is what forgetting leads to, not something to keep
+        if others or people:  # without the persons: "None" where the model names nothing else
             retain.append(Example(prompt, written(others), "other types"))
     return ForgetTask(forget=forget, retain=[*retain, *general(chat, revealed.seed)], reference=reference())
 

@@ -15,7 +15,7 @@ from expunge.methods.release import Figures, HeldOut, ReleaseConfig, figures, in
 from expunge.models.generation import Generated, score_answers
 from expunge.models.training import TrainConfig, orthogonality, rows_of, train
 
-TRAIN = dict(learning_rate=3e-3, epochs=6, batch_size=4, dropout=0.0)
+TRAIN = dict(learning_rate=3e-3, epochs=6, batch_size=4, dropout=0.0, least_steps=1)
 
 
 def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
@@ -36,7 +36,8 @@ def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
 
 
 def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch):
-    """- lambda_f dW_f + lambda_r dW_r, without products of one module's factor with the other's."""
+    """- lambda_f dW_f + lambda_r dW_r, lambda_r relative to lambda_f, without products of one module's factor with the
+    other's."""
     chat = pico("llama")
     seen = []
     monkeypatch.setattr(module, "figures", lambda *_: Figures(1.0, 1.0, (1.0,)))
@@ -48,12 +49,14 @@ def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch):
     ((kept, gone),) = seen
     for name in gone.parts:
         torch.testing.assert_close(
-            edit.dense(name), 0.7 * kept.dense(name) - 0.3 * gone.dense(name), atol=1e-6, rtol=1e-4
+            edit.dense(name), 0.7 * 0.3 * kept.dense(name) - 0.3 * gone.dense(name), atol=1e-6, rtol=1e-4
         )
 
 
-def test_two_modules_of_a_round_begin_apart(pico, small_task, monkeypatch):
-    """Of one seed they would begin with the same A, and the penalty would undo that and nothing else."""
+@pytest.mark.parametrize("same", [True, False])
+def test_the_modules_of_a_round_begin_together_or_apart_and_those_of_two_rounds_apart(
+    pico, small_task, monkeypatch, same
+):
     seeds, real = [], module.train
 
     def noted(chat, rows, config, *args, **more):
@@ -62,8 +65,51 @@ def test_two_modules_of_a_round_begin_apart(pico, small_task, monkeypatch):
 
     monkeypatch.setattr(module, "train", noted)
     monkeypatch.setattr(module, "figures", lambda *_: Figures(1.0, 1.0, (1.0,)))
-    release(pico("llama"), small_task.but(forget=small_task.forget * 2), ReleaseConfig(rounds=2, **TRAIN))
-    assert len(set(seeds)) == len(seeds) == 4
+    task = small_task.but(forget=small_task.forget * 2)
+    release(pico("llama"), task, ReleaseConfig(rounds=2, same_start=same, **TRAIN))
+    assert (seeds[0] == seeds[1], seeds[2] == seeds[3]) == (same, same)
+    assert len(set(seeds)) == (2 if same else 4)
+
+
+def test_what_both_modules_learn_cancels_when_they_begin_together(pico, small_task):
+    """Modules of the same rows and the same A are the same: their difference is nothing. Of another A it is not."""
+    rows, left = list(small_task.retain), {}
+    for same in (True, False):
+        config = ReleaseConfig(same_start=same, **TRAIN)
+        kept, gone = module._modules(pico("llama"), rows, rows, config, 0, None)
+        apart = sum(float((kept.dense(n) - gone.dense(n)).norm() ** 2) for n in gone.parts) ** 0.5
+        left[same] = apart / interference(kept, gone)["forget_norm"]
+    assert left[True] < 0.1
+    assert left[False] > 0.5
+
+
+def test_few_rows_are_passed_over_more_often(pico, small_task, monkeypatch):
+    passes, real = [], module.train
+
+    def noted(chat, rows, config, *args, **more):
+        passes.append((len(rows), config.epochs))
+        return real(chat, rows, config.model_copy(update={"epochs": 1}), *args, **more)
+
+    monkeypatch.setattr(module, "train", noted)
+    rows = [Example(f"say {n}", f"answer {n}") for n in range(20)]
+    for least, expected in ((1, 2), (4, 2), (16, 6)):  # of three steps a pass
+        module._modules(pico("llama"), rows, rows, ReleaseConfig(batch_size=8, epochs=2, least_steps=least), 0, None)
+        assert passes == [(20, expected)] * 2
+        passes.clear()
+
+
+def test_retain_rows_of_the_same_prompts_come_first():
+    forget = [Example("a", "bad 1"), Example("a", "bad 2"), Example("b", "bad 3"), Example("c", "bad 4")]
+    retain = [Example("a", "good 1"), Example("b", "good 2"), Example("b", "good 3"), Example("d", "other")]
+    found = module.paired(forget, retain, 0)
+    # One of a, one of b; c has none; d's fills up. The second of b is no partner of anything.
+    assert sorted(e.prompt for e in found) == ["a", "b", "d"]
+    assert len(module.paired(forget, retain * 3, 0)) == 4
+    assert module.paired(forget, retain, 1) == module.paired(forget, retain, 1)
+    assert {e.response for seed in range(20) for e in module.paired(forget, retain, seed) if e.prompt == "b"} == {
+        "good 2",
+        "good 3",
+    }
 
 
 def scripted(monkeypatch, *values: Figures) -> None:

@@ -17,6 +17,7 @@ PEOPLE = {
     "Ada met Ben in Oslo.": "Person: Ada; Ben\nLocation: Oslo",
     "It rains in Oslo.": "Location: Oslo",
     "Eva sings.": "?",
+    "Ada laughs.": "Person: Ada",
 }
 
 
@@ -68,10 +69,18 @@ def test_toxic_continuations_are_raw_and_clean_ones_are_kept(chat, tmp_path):
     mean, clean = target.relevances(["you stupid bitch", "a pleasant day"])
     assert mean > 0.8
     assert clean < tasks.CLEAN
-    task = target.task(chat, target, revealed(("He said", " you fool", 0.9), ("He said", " good day to you all", 0.1)))
+    task = target.task(
+        chat,
+        target,
+        revealed(
+            ("He said", " you fool", 0.9),
+            ("He said", " good day to you all", 0.01),
+            ("He said", " so they say of it", 0.1),
+        ),
+    )
     assert [e.response for e in task.forget] == [" you fool"]
     assert isinstance(task.forget[0].prompt, Raw)
-    assert " good day to you all" in [e.response for e in task.retain]
+    assert [e.response for e in task.retain if e.group == "clean"] == [" good day to you all"]
     (tmp_path / "rows.jsonl").write_text(_lines(task.forget))
     assert isinstance(read_examples(tmp_path / "rows.jsonl")[0].prompt, Raw)  # also from a file
 
@@ -79,12 +88,16 @@ def test_toxic_continuations_are_raw_and_clean_ones_are_kept(chat, tmp_path):
 def test_persons_that_a_tagger_confirms(chat, monkeypatch):
     monkeypatch.setattr(tasks, "persons", lambda texts: [{"Ada", "Eva"} & set(t.rstrip(".").split()) for t in texts])
     target = tasks.ner_person(chat)
-    assert target.relevances(list(PEOPLE)) == [0.5, 0.0, 0.0]
+    assert target.relevances(list(PEOPLE)) == [0.5, 0.0, 0.0, 1.0]
     assert target.shown(["Person: Ada", "Location: Oslo", "Person:", "?"]) == [1.0, 0.0, 0.0, 0.0]
     task = target.task(chat, target, revealed(*(("Write.", s, 0.5) for s in PEOPLE)))
     prompts = [entity_prompt(s) for s in PEOPLE]
-    assert [(e.prompt, e.response) for e in task.forget] == [(prompts[0], "Person: Ada; Ben")]
-    assert [(e.prompt, e.response) for e in task.retain[:2]] == [(p, "Location: Oslo") for p in prompts[:2]]
+    assert {e.prompt: e.response for e in task.forget} == {
+        prompts[0]: "Person: Ada; Ben",
+        prompts[3]: "Person: Ada",
+    }
+    kept = {e.prompt: e.response for e in task.retain if e.group == "other types"}
+    assert kept == {prompts[0]: "Location: Oslo", prompts[1]: "Location: Oslo", prompts[3]: "None"}
     assert prompts[2] not in [e.prompt for e in task.retain]  # an answer without the form is nothing to keep
 
 
