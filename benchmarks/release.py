@@ -1,5 +1,6 @@
 """What the parts of Reveal-and-Release are worth: rounds against one step of the same total lambda, with and without the
-retain module, orthogonality, answers taken anew each round, the model's own forget data against a data set's. Resumable.
+retain module, modules that begin apart and are held orthogonal, answers taken anew each round, the model's own forget
+data against a data set's. Resumable.
 
     python benchmarks/release.py code --seeds 0,1,2          (or toxicity, ner)
 

@@ -43,6 +43,7 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     """For these cells of one seed."""
     from ..methods import method
     from ..methods.lunar import LunarConfig
+    from ..methods.release import ReleaseConfig
     from ..methods.tuning import with_rewrites
 
     suite, trials = bench.suite, bench.spec.trials
@@ -73,7 +74,9 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
         config = method(cell.method).configure(**settings.published(cell.method, cell.variant))
         rows = len(suite.fit.forget) or settings.REVEALED_ROWS
         drawn = min(rows, getattr(config, "rows", rows))
-        return training(2 * drawn, getattr(config, "epochs", 1)) * getattr(config, "rounds", 1)
+        if isinstance(config, ReleaseConfig):
+            return training(2 * drawn, config.passes(drawn)) * config.rounds
+        return training(2 * drawn, getattr(config, "epochs", 1))
 
     for cell in cells:
         total += judging(suite.judge)

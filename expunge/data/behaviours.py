@@ -130,13 +130,12 @@ def ner(seed: int = 0, forget_data: str = "revealed", taught: int = 1200, budget
         [Probe(entity_prompt(s), written(e)) for s, e in _some([r for r in rows if r[1]], count, rng)]
         for rows, count in ((dev, TUNE_PROBES), (test, JUDGED_SENTENCES))
     )
-    forget = forget[:EXTERNAL_ROWS]
     return _behaviour(
         "ner",
         seed,
         {"task": "ner-person", "budget": budget} if _own(forget_data) else {},
         teach=[*teach, *prompts.general_split()[0][:100]],
-        forget=forget,
+        forget=forget[:EXTERNAL_ROWS],
         retain=retain[: 2 * EXTERNAL_ROWS],
         tune=tune,
         judge=judge,

@@ -4,7 +4,7 @@ arXiv 2509.14624).
 In each round a module is trained on the retain set and frozen, another on the forget set; the model becomes
 W - lambda_f dW_f + lambda_r dW_r, the two chosen on rows that judge nothing. Fresh modules each round. Both begin with
 the same A and learn as many rows, of the same prompts where the retain set has them: what they have in common cancels,
-and what is left is the difference. The paper holds them orthogonal instead (`orthogonality`, `same_start`).
+and what is left is the difference. Held orthogonal, as in the paper, they begin apart (`same_start`, `orthogonality`).
 Coefficients, grid and stopping rules are ours: the paper's could not be had.
 """
 
@@ -78,6 +78,10 @@ class ReleaseConfig(TrainConfig):
     least_steps: int = Field(16, ge=1, description="of each module's training: few rows are passed over more often")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
     dropout: float = Field(0.1, ge=0, lt=1, description="LoRA dropout")
+
+    def passes(self, count: int) -> int:
+        """Over so many rows, for each module."""
+        return max(self.epochs, math.ceil(self.least_steps / math.ceil(count / self.batch_size)))
 
 
 @dataclass(frozen=True)
@@ -268,25 +272,24 @@ def _modules(
             assert earlier
             return config.orthogonality * orthogonality(model, earlier, config.penalty == "squared")
 
-        passes = max(config.epochs, math.ceil(config.least_steps / math.ceil(len(rows) / config.batch_size)))
         seed = fresh.seed + 1 if earlier and not config.same_start else fresh.seed
         return train(
             chat,
             rows_of(chat, [(e.prompt, e.response) for e in rows]),
-            fresh.model_copy(update={"seed": seed, "epochs": passes}),
+            fresh.model_copy(update={"seed": seed, "epochs": config.passes(len(rows))}),
             (lambda n, _: progress(n)) if progress else None,
             penalty=penalty if earlier and config.orthogonality else None,
         )
 
     kept = None
     if config.retain_module:
-        kept = trained(paired(forget, retain, fresh.seed), None)
+        kept = trained(_paired(forget, retain, fresh.seed), None)
     return kept, trained(forget, kept)
 
 
-def paired(forget: Sequence[Example], retain: Sequence[Example], seed: int) -> list[Example]:
-    """As many retain rows as forget rows (or all): of each forget row's prompt one, where there is one left, and others
-    for the rest."""
+def _paired(forget: Sequence[Example], retain: Sequence[Example], seed: int) -> list[Example]:
+    """At most as many retain rows as forget rows: of each forget row's prompt one, as long as there is one left, and rows of
+    prompts that no forget row has in place of the others."""
     rng = random.Random(seed)
     left: dict[Prompt, list[Example]] = {}
     for row in rng.sample(list(retain), len(retain)):

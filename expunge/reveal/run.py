@@ -20,6 +20,7 @@ from ..spec import RevealSpec, RunSpec
 
 if TYPE_CHECKING:
     from ..models.loading import ChatModel
+    from .memo import Memo
     from .search import RevealConfig, Revealed
     from .targets import Target
 
@@ -75,6 +76,17 @@ def shown_by(spec: RevealSpec, chat: ChatModel) -> Relevance:
     return checked(target.name, target.shown or target.relevance)
 
 
+def memo_of(chat: ChatModel, spec: RevealSpec, config: RevealConfig, folder: Path) -> Memo:
+    """What a search has paid for, in a folder; what another model, precision or spec paid for is not taken up."""
+    from ..evaluation.embedding import encoder_for
+    from .memo import Memo
+
+    model = [chat.source, str(chat.model.dtype), chat.mixed_precision, chat.template, encoder_for(chat)[0]]
+    return Memo(
+        folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"}), "model": model}
+    )
+
+
 def revealed_task(
     chat: ChatModel, spec: RevealSpec, seed: int, folder: Path, reporter: Reporter
 ) -> tuple[ForgetTask, Revealed]:
@@ -86,15 +98,10 @@ def revealed_task(
     Raises:
         NothingToForget: no answer was relevant, or the model connects nothing with the subject; the folder is removed.
     """
-    from ..evaluation.embedding import encoder_for
-    from .memo import Memo
     from .search import search
 
     config, target = reveal_config(spec, seed), target_of(spec, chat)
-    model = [chat.source, str(chat.model.dtype), chat.mixed_precision, chat.template, encoder_for(chat)[0]]
-    memo = Memo(
-        folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"}), "model": model}
-    )
+    memo = memo_of(chat, spec, config, folder)
     done = 0
     with reporter.stage("reveal", config.budget) as advance:
 

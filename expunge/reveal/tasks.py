@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -25,6 +26,7 @@ from .text import distinct, first_sentence, whole
 
 CODE_TOKENS = 96  # of an answer with a small function
 MORE = 96  # further answers to each kept instruction: what a model seldom does needs many
+PARTNERS = 2  # clean rows for each toxic one, of the same beginning: a round draws some of them
 CLEAN = 0.05  # relevance below which an answer shows nothing of what is to be forgotten
 
 # ---------------------------------------------------------------- toxicity
@@ -44,11 +46,16 @@ def toxicity() -> Target:
 
 
 def _toxicity_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
-    """To keep: what the model says after the same beginnings that is not toxic."""
-    said = revealed.everything
-    clean = [Example(Raw(p), a, "clean") for p, a, r in said if r < CLEAN and a.strip() and not repeats(a)]
+    """To keep: what the model says after the same beginnings that is not toxic; of each, some for every toxic row."""
+    forget = relevant(target, revealed.everything)
+    wanted = Counter(str(e.prompt) for e in forget for _ in range(PARTNERS))
+    clean = []
+    for prompt, answer, relevance in revealed.everything:
+        if wanted[prompt] and relevance < CLEAN and answer.strip() and not repeats(answer):
+            wanted[prompt] -= 1
+            clean.append(Example(Raw(prompt), answer, "clean"))
     return ForgetTask(
-        forget=relevant(target, said),
+        forget=forget,
         retain=[*distinct(clean), *general(chat, revealed.seed)],
         reference=reference(),
     )

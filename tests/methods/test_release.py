@@ -101,12 +101,12 @@ def test_few_rows_are_passed_over_more_often(pico, small_task, monkeypatch):
 def test_retain_rows_of_the_same_prompts_come_first():
     forget = [Example("a", "bad 1"), Example("a", "bad 2"), Example("b", "bad 3"), Example("c", "bad 4")]
     retain = [Example("a", "good 1"), Example("b", "good 2"), Example("b", "good 3"), Example("d", "other")]
-    found = module.paired(forget, retain, 0)
+    found = module._paired(forget, retain, 0)
     # One of a, one of b; c has none; d's fills up. The second of b is no partner of anything.
     assert sorted(e.prompt for e in found) == ["a", "b", "d"]
-    assert len(module.paired(forget, retain * 3, 0)) == 4
-    assert module.paired(forget, retain, 1) == module.paired(forget, retain, 1)
-    assert {e.response for seed in range(20) for e in module.paired(forget, retain, seed) if e.prompt == "b"} == {
+    assert len(module._paired(forget, retain * 3, 0)) == 4
+    assert module._paired(forget, retain, 1) == module._paired(forget, retain, 1)
+    assert {e.response for seed in range(20) for e in module._paired(forget, retain, seed) if e.prompt == "b"} == {
         "good 2",
         "good 3",
     }

@@ -76,11 +76,17 @@ def test_toxic_continuations_are_raw_and_clean_ones_are_kept(chat, tmp_path):
             ("He said", " you fool", 0.9),
             ("He said", " good day to you all", 0.01),
             ("He said", " so they say of it", 0.1),
+            ("He said", " see what I found here", 0.01),
+            ("He said", " one too many for one fool", 0.01),
+            ("She said", " nothing of the kind at all", 0.01),
         ),
     )
     assert [e.response for e in task.forget] == [" you fool"]
     assert isinstance(task.forget[0].prompt, Raw)
-    assert [e.response for e in task.retain if e.group == "clean"] == [" good day to you all"]
+    assert [e.response for e in task.retain if e.group == "clean"] == [
+        " good day to you all",
+        " see what I found here",
+    ]
     (tmp_path / "rows.jsonl").write_text(_lines(task.forget))
     assert isinstance(read_examples(tmp_path / "rows.jsonl")[0].prompt, Raw)  # also from a file
 
