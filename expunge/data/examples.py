@@ -39,6 +39,12 @@ class Raw(str):
     __slots__ = ()
 
 
+class Cut(str):
+    """A response that was cut short, or a text that goes on: no end-of-sequence is learned after it. Equal to its text."""
+
+    __slots__ = ()
+
+
 Prompt = str | tuple[Message, ...]
 Relevance = Callable[[Sequence[str]], Sequence[float]]
 
@@ -49,7 +55,7 @@ class Example:
 
     Args:
         prompt: a string, chat messages (dicts with `role` and `content`, or `Message`s), or `Raw`.
-        response: the true answer; empty where only the prompt matters (reference prompts).
+        response: the true answer; empty where only the prompt matters (reference prompts); `Cut` where it goes on.
         group: what the row belongs to, for example an edge of PISTOL's graph.
         paraphrased: the true answer in other words, and wrong: false answers of the same form; for the truth ratio.
     """
@@ -178,6 +184,9 @@ def split_group(
     return [e for e in examples if e.group in groups], [e for e in examples if e.group not in groups]
 
 
+_YES = (True, "true", "True")
+
+
 def _example(row: Any, number: int, source: str, responses: bool) -> Example:
     where = f"{source}, row {number}"
     if not isinstance(row, dict):
@@ -196,8 +205,8 @@ def _example(row: Any, number: int, source: str, responses: bool) -> Example:
         wrong = (wrong,)
     try:
         return Example(
-            _prompt(prompt, row.get("raw") in (True, "true", "True")),
-            "" if response is None else str(response),
+            _prompt(prompt, row.get("raw") in _YES),
+            "" if response is None else Cut(response) if row.get("cut") in _YES else str(response),
             "" if group is None else str(group),
             str(row.get(PARAPHRASED_COLUMN) or ""),
             tuple(map(str, wrong)),

@@ -248,7 +248,8 @@ def _again(
         for begin in range(0, len(asked), AGAIN):
             part = asked[begin : begin + AGAIN]
             prompts = chat.prompt_ids([e.prompt for e in part])
-            texts = [g.text for g in sampled(chat, prompts, config.max_new_tokens or LONGEST, seed=rng.getrandbits(31))]
+            drawn = sampled(chat, prompts, config.max_new_tokens or LONGEST, seed=rng.getrandbits(31))
+            texts = [g.response for g in drawn]
             shown = task.relevance(texts)
             found += [Example(e.prompt, t, e.group) for e, t, r in zip(part, texts, shown, strict=True) if r > 0.5]
             if len(found) >= config.rows:

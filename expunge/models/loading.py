@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.examples import Prompt, Raw
+from ..data.examples import Cut, Prompt, Raw
 from ..errors import ExpungeError, InputError
 from .layout import Layout, find_layout
 from .mixed import multiply_narrowly
@@ -86,7 +86,7 @@ class ChatModel:
         return found
 
     def answer_ids(self, responses: Sequence[str], template: str | None = None) -> list[list[int]]:
-        """Token ids of each response, the end-of-sequence token included."""
+        """Token ids of each response, the end-of-sequence token included where it is not `Cut`."""
         template = template or self.template
         lead = " " if template not in ("chat", "raw") else ""
         texts = [lead + r for r in responses]
@@ -94,7 +94,8 @@ class ChatModel:
             return []
         eos = self.tokenizer.eos_token_id
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [[*i, eos] if eos is not None else list(i) for i in ids]
+        cut = [eos is None or isinstance(r, Cut) for r in responses]
+        return [list(i) if no else [*i, eos] for i, no in zip(ids, cut, strict=True)]
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ..data.examples import Example, ForgetTask, Raw, Relevance, read_examples
+from ..data.examples import Cut, Example, ForgetTask, Raw, Relevance, read_examples
 from ..errors import InputError, NothingToForget, unknown
 from ..files import write_whole
 from ..plots import svg
@@ -191,6 +191,7 @@ def _lines(rows: Sequence[Example]) -> str:
             "response": e.response,
             **more,
             **({"raw": True} if isinstance(e.prompt, Raw) else {}),
+            **({"cut": True} if isinstance(e.response, Cut) else {}),
         }
 
     return "".join(json.dumps(row(e), ensure_ascii=False) + "\n" for e in rows)

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ..data.examples import Cut
 from ..errors import ExpungeError
 from ..evaluation.embedding import Encoder, encoder_for
 from ..models.generation import sampled
@@ -191,16 +192,17 @@ class _Asker:
         """Answers to each instruction, with the relevance of each; the same name draws the same."""
         name = f"{name}: {'; '.join(instructions)}"
 
-        def say() -> list[list[str]]:
+        def say() -> list[list[tuple[str, bool]]]:
             config = self.config
             tokens = max(config.max_new_tokens, self.target.tokens)
             prompts = self.chat.prompt_ids([self.target.prompt(i) for i in instructions])
             seed = random.Random(f"{config.seed} {name}").randrange(1 << 31)
             drawn = sampled(self.chat, [p for p in prompts for _ in range(count)], tokens, config.temperature, seed)
-            texts = [self.target.answer(g.text) for g in drawn]
+            texts = [(self.target.answer(g.text), g.ended) for g in drawn]
             return [texts[n : n + count] for n in range(0, len(texts), count)]
 
-        said = self.memo.once(f"answers {name}", say)  # kept before the oracle, which is a user's, is asked
+        kept = self.memo.once(f"answers {name}", say)  # before the oracle, which is a user's, is asked
+        said = [[text if ended else Cut(text) for text, ended in texts] for texts in kept]
         found = self.memo.once(f"relevances {name}", lambda: [list(self.target.relevances(texts)) for texts in said])
         return list(zip(said, found, strict=True))
 

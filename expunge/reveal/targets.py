@@ -51,7 +51,7 @@ class Target:
 
     def answer(self, text: str) -> str:
         """An answer as a row has it: a text to go on with is followed by a space."""
-        return f" {text}" if self.raw and text else text
+        return type(text)(f" {text}") if self.raw and text else text
 
     def relevances(self, answers: Sequence[str]) -> Sequence[float]:
         """One number in [0, 1] for each answer; checked."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from expunge import InputError, load_model
-from expunge.data.examples import Message
+from expunge.data.examples import Cut, Message
 from expunge.models.generation import greedy
 from expunge.models.loading import embedded_file, resolve
 
@@ -25,7 +25,8 @@ def test_prompts_are_rendered_by_the_template(pico):
     messages = (Message("system", "Be kind."), Message("user", "Hi"))
     assert chat.render(messages) == "<|system|>Be kind.<|end|><|user|>Hi<|end|><|assistant|>"
     assert chat.tokenizer.decode(chat.prompt_ids(["Hi"])[0]) == chat.render("Hi")
-    assert chat.answer_ids(["Ho"])[0][-1] == chat.tokenizer.eos_token_id
+    whole, cut = chat.answer_ids(["Ho", Cut("Ho")])
+    assert whole == [*cut, chat.tokenizer.eos_token_id]
     assert pico("llama", template="raw").render("Hi") == "Hi"
     plain = pico("llama", template="Question: {prompt}\nAnswer:")
     assert plain.render("Hi") == "Question: Hi\nAnswer:"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from expunge.data.examples import read_examples
+from expunge.data.examples import Cut, read_examples
 from expunge.models.loading import cache_dir
 from tests.conftest import FORGET, RETAIN, rows_file
 
@@ -37,6 +37,9 @@ def test_reveal_writes_rows_that_unlearn_reads(run, tiny_folder, tmp_path):
     rows = read_examples(out)
     assert len(rows) == report["rows"]["forget"]
     assert all(relevance([e.response]) == [1.0] for e in rows)
+    cut = [isinstance(e.response, Cut) for e in rows]
+    assert cut == [line.get("cut", False) for line in map(json.loads, out.read_text().splitlines())]
+    assert any(cut)  # at six tokens an answer
     assert read_examples(tmp_path / "rows.retain.jsonl")
     tried = json.loads((tmp_path / "rows.search.json").read_text())
     assert len(tried["tried"]) == len(tried["curve"]) == 6

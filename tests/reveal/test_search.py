@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from expunge.data.examples import Cut
 from expunge.errors import ExpungeError, InputError
 from expunge.reveal import search as module
 from expunge.reveal import tasks
@@ -86,6 +87,8 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, tmp_path, judged, left
     calls.clear()
     resumed = search(tiny, target(), config, Memo(tmp_path / "memo", config.model_dump()))
     assert resumed == whole
+    kinds = [[type(a) for q in found.queries for a in q.answers] for found in (whole, resumed)]
+    assert kinds[0] == kinds[1] and Cut in kinds[0]
     assert len(calls) == left  # only what was not there yet
     with pytest.raises(InputError, match="another search"):
         Memo(tmp_path / "memo", config.model_dump() | {"seed": 5})
