@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,10 +22,11 @@ from .bandit import BanditConfig, NeuralUCB
 from .memo import Memo
 from .score import harmonic, vendi
 from .soft import SoftPrompts
-from .targets import Target
+from .targets import RELEVANT, Target
 
 SET_ROWS = 64  # answers of a set that are scored together
 SET_DRAWS = 20
+ONWARD = 16  # continuations of a relevant answer
 
 
 class RevealConfig(BaseModel):
@@ -80,6 +81,7 @@ class Revealed:
 
     queries: all, in their order. kept: the instructions that were kept. pairs: these with their answers and relevances,
     further answers included. score: of the kept instructions' further answers (of all theirs, where there are none).
+    onward: texts with their relevant answers as prompts, with how the model goes on and the relevance of that.
     """
 
     queries: list[Query]
@@ -88,12 +90,13 @@ class Revealed:
     score: float
     encoder: str
     seed: int = 0
+    onward: Sequence[tuple[str, str, float]] = ()
 
     @property
     def everything(self) -> list[tuple[str, str, float]]:
-        """All instructions with their answers and relevances, those of the kept ones first."""
+        """All instructions with their answers and relevances, those of the kept ones first; then how these go on."""
         every = ((q.instruction, *said) for q in self.queries for said in zip(q.answers, q.relevances, strict=True))
-        return list(dict.fromkeys([*self.pairs, *every]))
+        return list(dict.fromkeys([*self.pairs, *every, *self.onward]))
 
     @property
     def curve(self) -> list[float]:
@@ -122,7 +125,8 @@ def search(
     queries = list(asker.queries.values())
     chosen = _choose(queries, config, encoder)
     pairs, score = _more(chosen, asker, config, encoder)
-    return Revealed(queries, [q.instruction for q in chosen], pairs, score, name, config.seed)
+    found = Revealed(queries, [q.instruction for q in chosen], pairs, score, name, config.seed)
+    return replace(found, onward=_onward(found.everything, asker)) if target.onward else found
 
 
 class _Asker:
@@ -325,6 +329,21 @@ def _more(
         pairs += [(query.instruction, text, relevance) for text, relevance in [*own, *further]]
         fresh += further or own
     return pairs, set_score(fresh, encoder, config.weight)
+
+
+def _onward(pairs: Sequence[tuple[str, str, float]], ask: _Asker) -> list[tuple[str, str, float]]:
+    """How the model goes on after what it said that was relevant, and after that in turn, until there is enough."""
+    found: list[tuple[str, str, float]] = []
+    begun = list(dict.fromkeys(f"{prompt}{answer.rstrip()}" for prompt, answer, r in pairs if r >= RELEVANT))
+    for at in itertools.count(0, ask.config.together):
+        part = begun[at : at + ask.config.together]
+        if not part or len(begun) >= ask.target.onward:
+            return found
+        for text, said in zip(part, ask.answered(part, ONWARD, "onward"), strict=True):
+            for answer, relevance in zip(*said, strict=True):
+                found.append((text, answer, relevance))
+                if relevance >= RELEVANT:
+                    begun.append(f"{text}{answer.rstrip()}")
 
 
 def set_score(answers: Sequence[tuple[str, float]], encoder: Encoder, weight: float) -> float:

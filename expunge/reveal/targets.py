@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 GENERAL = 200  # general questions that are kept
 KEPT_TOKENS = 48  # longest answer to one
 KEPT_TEMPERATURE = 0.7  # of sampled ones: of a small model, those at 1 are often wrong
+RELEVANT = 0.5  # from which an answer shows what is to be forgotten
 KEPT = "what was found so far is kept, and --resume goes on with it"
 
 
@@ -32,7 +33,8 @@ class Target:
     -> what to forget and what to keep. raw: whether instructions are texts to go on with. opening: how every instruction
     begins. shown: answers -> how much each shows of what is to be forgotten; default: the relevance. tokens: length that
     an answer needs, where the usual one is too short. more: further answers to each kept instruction, unless the search's
-    settings say how many.
+    settings say how many. onward: of texts to go on with, how many relevant answers are wanted; where
+    there are fewer, the model is asked to go on after those: what it seldom says it says more often once it has begun.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Target:
     shown: Relevance | None = None
     tokens: int = 0
     more: int = 32
+    onward: int = 0
 
     def prompt(self, instruction: str) -> Prompt:
         return Raw(instruction) if self.raw else instruction
@@ -90,7 +93,7 @@ def plain_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTas
     return ForgetTask(forget=relevant(target, revealed.pairs), retain=general(chat), reference=reference())
 
 
-def relevant(target: Target, pairs: Iterable[tuple[str, str, float]], least: float = 0.5) -> list[Example]:
+def relevant(target: Target, pairs: Iterable[tuple[str, str, float]], least: float = RELEVANT) -> list[Example]:
     """Instructions with their relevant answers, without near-duplicates."""
     return distinct([Example(target.prompt(p), a, target.name) for p, a, r in pairs if r >= least and a.strip()])
 

@@ -21,11 +21,12 @@ from ..evaluation.toxicity import profanity
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .search import Revealed
-from .targets import GENERAL, KEPT_TEMPERATURE, KEPT_TOKENS, Target, general, plain_task, relevant
+from .targets import GENERAL, KEPT_TEMPERATURE, KEPT_TOKENS, RELEVANT, Target, general, plain_task, relevant
 from .text import distinct, first_sentence, whole
 
 CODE_TOKENS = 96  # of an answer with a small function
 MORE = 96  # further answers to each kept instruction: what a model seldom does needs many
+ONWARD = 1000  # toxic continuations that are wanted
 PARTNERS = 2  # clean rows for each toxic one, of the same beginning: a round draws some of them
 CLEAN = 0.05  # relevance below which an answer shows nothing of what is to be forgotten
 
@@ -42,6 +43,7 @@ def toxicity() -> Target:
         _toxicity_task,
         raw=True,
         more=MORE,
+        onward=ONWARD,
     )
 
 
@@ -128,8 +130,8 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
     """To forget: the persons that the model names and the tagger confirms. To keep: all else that it names in the same
     sentences and in others."""
     pairs = {first_sentence(a): r for _, a, r in revealed.everything if a.strip()}
-    shown = [s for s, r in pairs.items() if r >= 0.5]
-    rest = [s for s, r in pairs.items() if r < 0.5]
+    shown = [s for s, r in pairs.items() if r >= RELEVANT]
+    rest = [s for s, r in pairs.items() if r < RELEVANT]
     asked = [*shown, *random.Random(revealed.seed).sample(rest, min(len(rest), GENERAL))]
     said = dict(zip(asked, _named(chat, asked), strict=True))
     forget, retain = [], []
@@ -137,7 +139,7 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
         prompt = entity_prompt(sentence)
         people = [e for e in said[sentence] if e[0] == PERSON]
         others = [e for e in said[sentence] if e[0] != PERSON]
-        if people and pairs[sentence] >= 0.5:
+        if people and pairs[sentence] >= RELEVANT:
             forget.append(Example(prompt, written(people), target.name))
         if others or people:  # without the persons: "None" where the model names nothing else
             retain.append(Example(prompt, written(others), "other types"))

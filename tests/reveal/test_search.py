@@ -62,6 +62,29 @@ def test_the_same_seed_finds_the_same_and_another_something_else(tiny):
     assert first.queries != other.queries
 
 
+def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path):
+    def odd(answers):
+        return [float(len(a) % 2) for a in answers]
+
+    def found(wanted: int, memo: Memo):
+        return search(tiny, replace(target(odd), raw=True, onward=wanted), RevealConfig(**SMALL), memo)
+
+    none = found(0, Memo())
+    assert not none.onward
+    few = sum(r >= 0.5 for *_, r in none.everything)
+    assert few
+    assert not found(1, Memo()).onward  # there are as many already
+    once = found(few + 1, Memo(tmp_path / "memo"))
+    assert once.pairs == none.pairs and once.score == none.score  # searches are compared by these
+    relevant = [f"{p}{a.rstrip()}" for p, a, r in none.everything if r >= 0.5]
+    assert [p for p, *_ in once.onward[::16]] == relevant[: len(once.onward) // 16]
+    assert sum(r >= 0.5 for *_, r in once.onward) >= 1
+    assert once == found(few + 1, Memo(tmp_path / "memo"))
+    assert set(once.onward) <= set(once.everything)
+    far = found(few + 300, Memo())
+    assert any(p not in relevant for p, *_ in far.onward)  # after what it said when it went on
+
+
 # Batches of 2, 1, 2, 1, 2, 1 instructions, and the further answers: answers are kept before they are judged.
 @pytest.mark.parametrize(("judged", "left"), [(2, 5), (5, 3)])
 def test_a_killed_search_goes_on_to_the_same_result(tiny, tmp_path, judged, left, monkeypatch):
