@@ -75,7 +75,8 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
         rows = len(suite.fit.forget) or settings.REVEALED_ROWS
         drawn = min(rows, getattr(config, "rows", rows))
         if isinstance(config, ReleaseConfig):
-            return training(2 * drawn, config.passes(drawn)) * config.rounds
+            kept = min(len(suite.fit.retain) or rows, config.retain_rows)
+            return (training(drawn, config.passes(drawn)) + training(kept, config.passes(kept))) * config.rounds
         return training(2 * drawn, getattr(config, "epochs", 1))
 
     for cell in cells:

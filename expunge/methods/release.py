@@ -3,8 +3,8 @@ arXiv 2509.14624).
 
 In each round a module is trained on the retain set and frozen, another on the forget set; the model becomes
 W - lambda_f dW_f + lambda_r dW_r, the two chosen on rows that judge nothing. Fresh modules each round. Both begin with
-the same A and learn as many rows, of the same prompts where the retain set has them: what they have in common cancels,
-and what is left is the difference. Held orthogonal, as in the paper, they begin apart (`same_start`, `orthogonality`).
+the same A, and the retain module's rows have the forget rows' prompts where the retain set has them: what the two have in
+common cancels. Held orthogonal, as in the paper, they begin apart (`same_start`, `orthogonality`).
 Coefficients, grid and stopping rules are ours: the paper's could not be had.
 """
 
@@ -41,7 +41,10 @@ class ReleaseConfig(TrainConfig):
     """Settings of iterative release; those of training are of each module."""
 
     rounds: int = Field(6, ge=1, description="rounds at most")
-    rows: int = Field(256, ge=1, description="rows that a round trains each module on, drawn anew, at most")
+    rows: int = Field(1000, ge=1, description="forget rows that a round trains on, drawn anew, at most")
+    retain_rows: int = Field(
+        1500, ge=1, description="retain rows, likewise; those of the forget rows' own prompts come first"
+    )
     forget_steps: tuple[PositiveFloat, ...] = Field(
         (2.0, 1.0, 0.5, 0.25), min_length=1, description="lambda_f to choose from, the largest within the limits"
     )
@@ -62,7 +65,7 @@ class ReleaseConfig(TrainConfig):
     )
     keep: float = Field(0.9, ge=0, le=1, description="least ROUGE-1 on held-out rows to keep, relative to before")
     perplexity: float = Field(
-        1.1,
+        1.05,
         ge=1,
         description="largest perplexity, relative to before, of what the model itself said to rows to keep before, and of "
         "held-out retain rows",
@@ -284,21 +287,19 @@ def _modules(
 
     kept = None
     if config.retain_module:
-        kept = trained(_paired(forget, retain, fresh.seed), None)
+        kept = trained(_beside(forget, retain, config.retain_rows, fresh.seed), None)
     return kept, trained(forget, kept)
 
 
-def _paired(forget: Sequence[Example], retain: Sequence[Example], seed: int) -> list[Example]:
-    """At most as many retain rows as forget rows: of each forget row's prompt one, as long as there is one left, and rows of
-    prompts that no forget row has in place of the others."""
+def _beside(forget: Sequence[Example], retain: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """So many retain rows, or all: of each forget row's prompt one, as long as there is one left, then any."""
     rng = random.Random(seed)
     left: dict[Prompt, list[Example]] = {}
     for row in rng.sample(list(retain), len(retain)):
         left.setdefault(row.prompt, []).append(row)
     found = [left[e.prompt].pop() for e in forget if left.get(e.prompt)]
-    asked = {e.prompt for e in forget}
-    others = [e for prompt, rows in left.items() if prompt not in asked for e in rows]
-    return [*found, *others[: len(forget) - len(found)]]
+    others = [e for rows in left.values() for e in rows]
+    return [*found, *rng.sample(others, len(others))][:count]
 
 
 def _chosen(

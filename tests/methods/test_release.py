@@ -101,15 +101,14 @@ def test_few_rows_are_passed_over_more_often(pico, small_task, monkeypatch):
 def test_retain_rows_of_the_same_prompts_come_first():
     forget = [Example("a", "bad 1"), Example("a", "bad 2"), Example("b", "bad 3"), Example("c", "bad 4")]
     retain = [Example("a", "good 1"), Example("b", "good 2"), Example("b", "good 3"), Example("d", "other")]
-    found = module._paired(forget, retain, 0)
-    # One of a, one of b; c has none; d's fills up. The second of b is no partner of anything.
-    assert sorted(e.prompt for e in found) == ["a", "b", "d"]
-    assert len(module._paired(forget, retain * 3, 0)) == 4
-    assert module._paired(forget, retain, 1) == module._paired(forget, retain, 1)
-    assert {e.response for seed in range(20) for e in module._paired(forget, retain, seed) if e.prompt == "b"} == {
-        "good 2",
-        "good 3",
-    }
+    found = module._beside(forget, retain, 9, 0)
+    # One of a, one of b, while there is one left; then any.
+    assert sorted(e.prompt for e in found[:2]) == ["a", "b"]
+    assert {*found} == {*retain}
+    assert len(found) == 4
+    assert module._beside(forget, retain, 3, 0) == found[:3]
+    assert module._beside(forget, retain, 9, 1) == module._beside(forget, retain, 9, 1)
+    assert {module._beside(forget, retain, 9, seed)[2].prompt for seed in range(20)} == {"b", "d"}
 
 
 def scripted(monkeypatch, *values: Figures) -> None:
@@ -140,7 +139,9 @@ def test_a_round_that_loses_utility_is_rolled_back(pico, small_task, monkeypatch
 
 
 def test_a_round_takes_the_largest_step_within_its_limits_and_some_of_the_rows(pico, small_task, monkeypatch):
-    config = ReleaseConfig(rounds=1, forget_steps=(0.1, 0.5, 0.3), retain_steps=(0.0, 0.5), rows=2, **TRAIN)
+    config = ReleaseConfig(
+        rounds=1, forget_steps=(0.1, 0.5, 0.3), retain_steps=(0.0, 0.5), rows=2, retain_rows=3, **TRAIN
+    )
     trained, real = [], module.train
     monkeypatch.setattr(module, "train", lambda c, rows, *a, **k: trained.append(len(rows)) or real(c, rows, *a, **k))
     start, worse = Figures(1.0, 1.0, (1.0,)), Figures(0.1, 0.5, (1.0,))
@@ -150,7 +151,7 @@ def test_a_round_takes_the_largest_step_within_its_limits_and_some_of_the_rows(p
     (log,) = edit.meta["round_log"]
     assert (log["forget_step"], log["retain_step"], log["forget"]) == (0.3, 0.5, 0.4)
     assert [t["forget_step"] for t in log["tried"]] == [0.5, 0.5, 0.3, 0.3]
-    assert trained == [2, 2]
+    assert trained == [3, 2]
 
 
 def test_a_round_that_is_worse_than_the_one_before_is_not_the_result(pico, small_task, monkeypatch):

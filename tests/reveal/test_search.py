@@ -75,7 +75,8 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
     assert few
     assert not found(1, Memo()).onward  # there are as many already
     once = found(few + 1, Memo(tmp_path / "memo"))
-    assert once.pairs == none.pairs and once.score == none.score  # searches are compared by these
+    assert once.pairs == none.pairs
+    assert once.score == none.score
     relevant = [f"{p}{a.rstrip()}" for p, a, r in none.everything if r >= 0.5]
     assert [p for p, *_ in once.onward[::16]] == relevant[: len(once.onward) // 16]
     assert sum(r >= 0.5 for *_, r in once.onward) >= 1
@@ -111,7 +112,8 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, tmp_path, judged, left
     resumed = search(tiny, target(), config, Memo(tmp_path / "memo", config.model_dump()))
     assert resumed == whole
     kinds = [[type(a) for q in found.queries for a in q.answers] for found in (whole, resumed)]
-    assert kinds[0] == kinds[1] and Cut in kinds[0]
+    assert kinds[0] == kinds[1]
+    assert Cut in kinds[0]
     assert len(calls) == left  # only what was not there yet
     with pytest.raises(InputError, match="another search"):
         Memo(tmp_path / "memo", config.model_dump() | {"seed": 5})
