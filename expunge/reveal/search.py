@@ -335,15 +335,16 @@ def _onward(pairs: Sequence[tuple[str, str, float]], ask: _Asker) -> list[tuple[
     """How the model goes on after what it said that was relevant, and after that in turn, until there is enough."""
     found: list[tuple[str, str, float]] = []
     begun = list(dict.fromkeys(f"{prompt}{answer.rstrip()}" for prompt, answer, r in pairs if r >= RELEVANT))
-    for at in itertools.count(0, ask.config.together):
-        part = begun[at : at + ask.config.together]
-        if not part or len(begun) >= ask.target.onward:
-            return found
+    done = 0
+    while done < len(begun) < ask.target.onward:
+        part = begun[done : done + ask.config.together]
+        done += len(part)
         for text, said in zip(part, ask.answered(part, ONWARD, "onward"), strict=True):
             for answer, relevance in zip(*said, strict=True):
                 found.append((text, answer, relevance))
                 if relevance >= RELEVANT:
                     begun.append(f"{text}{answer.rstrip()}")
+    return found
 
 
 def set_score(answers: Sequence[tuple[str, float]], encoder: Encoder, weight: float) -> float:
