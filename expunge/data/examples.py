@@ -47,6 +47,7 @@ class Cut(str):
 
 Prompt = str | tuple[Message, ...]
 Relevance = Callable[[Sequence[str]], Sequence[float]]
+RELEVANT = 0.5  # from which an answer shows what is to be forgotten
 
 
 @dataclass(frozen=True)

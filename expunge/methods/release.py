@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, PositiveFloat
 
-from ..data.examples import Example, ForgetTask, Prompt
+from ..data.examples import RELEVANT, Example, ForgetTask, Prompt
 from ..data.prompts import general_split, rewrites
 from ..edits import Edit, LowRank
 from ..errors import InputError, NothingToForget
@@ -252,9 +252,9 @@ def _again(
             part = asked[begin : begin + AGAIN]
             prompts = chat.prompt_ids([e.prompt for e in part])
             drawn = sampled(chat, prompts, config.max_new_tokens or LONGEST, seed=rng.getrandbits(31))
-            texts = [g.response for g in drawn]
-            shown = task.relevance(texts)
-            found += [Example(e.prompt, t, e.group) for e, t, r in zip(part, texts, shown, strict=True) if r > 0.5]
+            rows = [Example(e.prompt, g.response(e.prompt), e.group) for e, g in zip(part, drawn, strict=True)]
+            shown = task.relevance([e.response for e in rows])
+            found += [e for e, r in zip(rows, shown, strict=True) if r >= RELEVANT]
             if len(found) >= config.rows:
                 return found
     return found

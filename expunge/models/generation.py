@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.examples import Cut, Example
+from ..data.examples import Cut, Example, Prompt, Raw
 from .activations import hooked
 from .cache import prefix_cache, widened, with_room
 from .loading import ChatModel
@@ -44,10 +44,10 @@ class Generated:
     scored: Scored | None = None
     others: tuple[Scored, ...] = ()
 
-    @property
-    def response(self) -> str:
-        """The text as a row has it: `Cut` where it did not end by itself."""
-        return self.text if self.ended else Cut(self.text)
+    def response(self, prompt: Prompt) -> str:
+        """The text as a row of this prompt has it: after a text to go on with comes a space; `Cut` where it did not end."""
+        text = f" {self.text}" if isinstance(prompt, Raw) and self.text else self.text
+        return text if self.ended else Cut(text)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
 def own_answers(chat: ChatModel, examples: Sequence[Example], max_new_tokens: int) -> list[Example]:
     """The examples with the model's own greedy answers as responses."""
     answers = greedy(chat, chat.prompt_ids([e.prompt for e in examples]), max_new_tokens)
-    return [Example(e.prompt, a.response, e.group) for e, a in zip(examples, answers, strict=True)]
+    return [Example(e.prompt, a.response(e.prompt), e.group) for e, a in zip(examples, answers, strict=True)]
 
 
 def continued(

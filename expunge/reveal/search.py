@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..data.examples import Cut
+from ..data.examples import RELEVANT, Cut
 from ..errors import ExpungeError
 from ..evaluation.embedding import Encoder, encoder_for
 from ..models.generation import sampled
@@ -22,7 +22,7 @@ from .bandit import BanditConfig, NeuralUCB
 from .memo import Memo
 from .score import harmonic, vendi
 from .soft import SoftPrompts
-from .targets import RELEVANT, Target
+from .targets import Target
 
 SET_ROWS = 64  # answers of a set that are scored together
 SET_DRAWS = 20
@@ -199,10 +199,10 @@ class _Asker:
         def say() -> list[list[tuple[str, bool]]]:
             config = self.config
             tokens = max(config.max_new_tokens, self.target.tokens)
-            prompts = self.chat.prompt_ids([self.target.prompt(i) for i in instructions])
+            asked = [self.target.prompt(i) for i in instructions for _ in range(count)]
             seed = random.Random(f"{config.seed} {name}").randrange(1 << 31)
-            drawn = sampled(self.chat, [p for p in prompts for _ in range(count)], tokens, config.temperature, seed)
-            texts = [(self.target.answer(g.text), g.ended) for g in drawn]
+            drawn = sampled(self.chat, self.chat.prompt_ids(asked), tokens, config.temperature, seed)
+            texts = [(g.response(p), g.ended) for g, p in zip(drawn, asked, strict=True)]
             return [texts[n : n + count] for n in range(0, len(texts), count)]
 
         kept = self.memo.once(f"answers {name}", say)  # before the oracle, which is a user's, is asked

@@ -146,7 +146,7 @@ def _direct(chat: ChatModel, name: str, revealed: Revealed) -> list[Example]:
             found.append(Example(query.instruction, answer, name))
     plain = [form.format(s=name) for form in _ABOUT]
     answers = greedy(chat, chat.prompt_ids(plain), ANSWER_TOKENS)
-    return [*found, *(Example(p, g.response, name) for p, g in zip(plain, answers, strict=True))]
+    return [*found, *(Example(p, g.response(p), name) for p, g in zip(plain, answers, strict=True))]
 
 
 def _came_up(chat: ChatModel, name: str, revealed: Revealed) -> list[str]:
@@ -196,7 +196,7 @@ def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) ->
     rows = [Example(q, "", subject) for q in dict.fromkeys(itertools.chain.from_iterable(asked.values()))]
     rows = [e for e in rows if not subject or not speaks_of(str(e.prompt), subject)]
     given = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), ANSWER_TOKENS) if rows else []
-    known = {e.prompt: Example(e.prompt, g.response, subject) for e, g in zip(rows, given, strict=True)}
+    known = {e.prompt: Example(e.prompt, g.response(e.prompt), subject) for e, g in zip(rows, given, strict=True)}
     return {x: [known[q] for q in dict.fromkeys(questions) if q in known] for x, questions in asked.items()}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from ..data.examples import Example, ForgetTask, Prompt, Raw, Relevance
+from ..data.examples import RELEVANT, Example, ForgetTask, Prompt, Raw, Relevance
 from ..data.prompts import general_split, reference
 from ..errors import ExpungeError, InputError
 from ..models.generation import greedy, sampled
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 GENERAL = 200  # general questions that are kept
 KEPT_TOKENS = 48  # longest answer to one
 KEPT_TEMPERATURE = 0.7  # of sampled ones: of a small model, those at 1 are often wrong
-RELEVANT = 0.5  # from which an answer shows what is to be forgotten
 KEPT = "what was found so far is kept, and --resume goes on with it"
 
 
@@ -33,8 +32,8 @@ class Target:
     -> what to forget and what to keep. raw: whether instructions are texts to go on with. opening: how every instruction
     begins. shown: answers -> how much each shows of what is to be forgotten; default: the relevance. tokens: length that
     an answer needs, where the usual one is too short. more: further answers to each kept instruction, unless the search's
-    settings say how many. onward: of texts to go on with, how many relevant answers are wanted; where
-    there are fewer, the model is asked to go on after those: what it seldom says it says more often once it has begun.
+    settings say how many. onward: of texts to go on with, how many relevant answers are wanted; where there are fewer, the
+    model is asked to go on after those: what it seldom says it says more often once it has begun.
     """
 
     name: str
@@ -51,10 +50,6 @@ class Target:
 
     def prompt(self, instruction: str) -> Prompt:
         return Raw(instruction) if self.raw else instruction
-
-    def answer(self, text: str) -> str:
-        """An answer as a row has it: a text to go on with is followed by a space."""
-        return type(text)(f" {text}") if self.raw and text else text
 
     def relevances(self, answers: Sequence[str]) -> Sequence[float]:
         """One number in [0, 1] for each answer; checked."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ..data.behaviours import PERSON, TYPES, entity_prompt, written
-from ..data.examples import Example, ForgetTask, Raw
+from ..data.examples import RELEVANT, Example, ForgetTask, Raw
 from ..data.prompts import reference
 from ..errors import InputError
 from ..evaluation.code import defines_function, is_prose
@@ -21,7 +21,7 @@ from ..evaluation.toxicity import profanity
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .search import Revealed
-from .targets import GENERAL, KEPT_TEMPERATURE, KEPT_TOKENS, RELEVANT, Target, general, plain_task, relevant
+from .targets import GENERAL, KEPT_TEMPERATURE, KEPT_TOKENS, Target, general, plain_task, relevant
 from .text import distinct, first_sentence, whole
 
 CODE_TOKENS = 96  # of an answer with a small function

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from expunge import unlearn
-from expunge.data.examples import Example
+from expunge.data.examples import Example, Raw
 from expunge.data.prompts import general_split
 from expunge.edits import Edit, LowRank
 from expunge.errors import InputError
@@ -313,11 +313,11 @@ def test_a_smaller_rank_within_the_error():
 def test_later_rounds_learn_what_the_model_still_says(pico, small_task, monkeypatch):
     """Rows that it no longer says would be pushed further down, to no use."""
     trained: list[list[tuple[int, ...]]] = []
-    chat, real = pico("llama"), module.train
+    chat, real, ended = pico("llama"), module.train, True
 
     def sampled(_, prompts, *__, **___):
         texts = ["still bad" if n % 2 else "good" for n in range(len(prompts))]
-        return [Generated(t, (5,), True) for t in texts]
+        return [Generated(t, (5,), ended) for t in texts]
 
     monkeypatch.setattr(module, "sampled", sampled)
     monkeypatch.setattr(
@@ -335,6 +335,13 @@ def test_later_rounds_learn_what_the_model_still_says(pico, small_task, monkeypa
     scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6, 0.3)))
     release(chat, task, config.model_copy(update={"reveal_again": False}))
     assert bad not in trained[1]
+    ended = False  # texts to go on with, cut short: a space before what is said, and no end after it
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6, 0.3)))
+    raw = task.but(forget=[Example(Raw(str(e.prompt)), e.response) for e in task.forget])
+    object.__setattr__(raw, "relevance", task.relevance)
+    trained.clear()
+    release(chat, raw, config)
+    assert trained[1] == [tuple(chat.answer_ids([" still bad"])[0][:-1])] * 4
     object.__setattr__(task, "relevance", lambda texts: [0.0] * len(texts))
     scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6)))
     assert release(chat, task, config).meta["round_log"][-1] == {"rows": 0}

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from expunge.models.generation import continued, drawn, greedy, sampled, score_answers
+from expunge.data.examples import Cut, Raw
+from expunge.models.generation import Generated, continued, drawn, greedy, sampled, score_answers
 
 from ..conftest import ARCHITECTURES
 
@@ -123,3 +124,13 @@ def test_scores_on_the_way_are_those_of_teacher_forcing_alone(pico, name, batch_
         assert answer.tokens == alone.tokens
         assert answer.scored.log_probs == pytest.approx(score.log_probs, abs=2e-4)
         assert answer.scored.ranks == score.ranks
+
+
+def test_an_answer_as_a_row_has_it():
+    whole, cut = (Generated("a dog", (1,), ended) for ended in (True, False))
+    assert whole.response("What is it?") == "a dog"
+    assert whole.response(Raw("It is")) == " a dog"
+    assert Generated("", (), True).response(Raw("It is")) == ""
+    assert [isinstance(g.response(p), Cut) for g in (whole, cut) for p in ("What?", Raw("It is"))] == [
+        False, False, True, True,
+    ]  # fmt: skip

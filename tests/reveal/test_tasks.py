@@ -65,7 +65,6 @@ def test_code_is_forgotten_and_prose_is_kept(chat):
 def test_toxic_continuations_are_raw_and_clean_ones_are_kept(chat, tmp_path):
     pytest.importorskip("profanity_check")
     target = tasks.toxicity()
-    assert target.answer("idiot") == " idiot"
     mean, clean = target.relevances(["you stupid bitch", "a pleasant day"])
     assert mean > 0.8
     assert clean < tasks.CLEAN
