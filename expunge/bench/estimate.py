@@ -18,6 +18,7 @@ TRAINED = 3.2  # a training step costs so many forward passes
 LUNAR_PASSES = 6.0  # forward passes over the fitted rows, rewrites and own answers included, a trial
 ANSWER_SHARE = 0.6  # of the longest answers, how long the usual one is
 QUERY_TOKENS = 800  # generated for a query that reveals
+ONWARD_TOKENS = 250  # and for each relevant answer that is sought by going on after others
 
 
 class Rates:
@@ -45,6 +46,8 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     from ..methods.lunar import LunarConfig
     from ..methods.release import ReleaseConfig
     from ..methods.tuning import with_rewrites
+    from ..reveal.run import target_of
+    from ..spec import RevealSpec
 
     suite, trials = bench.suite, bench.spec.trials
 
@@ -60,7 +63,8 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     learned = [rows for rows in (suite.teach, suite.retrain()) if rows and not bench.cached(rows).is_dir()]
     total = sum(training(rows, epochs) for rows in learned)
     if suite.reveal and not bench.revealed.is_dir():
-        total += suite.reveal["budget"] * QUERY_TOKENS * rates.generate
+        onward = target_of(RevealSpec(task=suite.reveal["task"]), bench.chat).onward
+        total += (suite.reveal["budget"] * QUERY_TOKENS + onward * ONWARD_TOKENS) * rates.generate
 
     def lunar(variant: str) -> float:
         config = LunarConfig(**settings.published("lunar", variant))

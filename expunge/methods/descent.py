@@ -23,7 +23,7 @@ from ..evaluation.text import exact_match
 from ..models.activations import Shelf
 from ..models.generation import greedy, sampled, score_answers
 from ..models.loading import ChatModel
-from ..models.training import TrainConfig, TrainRow, optimise, row_logits, rows_of, shared_prefix
+from ..models.training import TrainConfig, TrainRow, optimise, recomputed, row_logits, rows_of, shared_prefix
 
 Progress = Callable[[int], None]
 SPEAK_ROWS = 8  # prompts by which a model is found to speak no longer
@@ -221,7 +221,9 @@ def descend(
             for _ in range(drawn)
         ]
     every = [*forget, *retain, *(r for rows in rounds for r in rows)]
-    shared = shared_prefix(chat, every)
+    rows = {"forget": forget, "instead": [r for part in rounds for r in part], "retain": retain}
+    again = recomputed(chat, [rows[role] for role in roles], config.batch_size)
+    shared = 0 if again else shared_prefix(chat, every)
     reference = Before(chat, shared)
     if before and config.adapter == "full":
         reference.keep(chat, every, before)
@@ -235,6 +237,7 @@ def descend(
         lambda c, rows: loss(Batch(c, rows, reference, roles), config),
         name,
         progress,
+        again,
     )
 
 
@@ -247,11 +250,13 @@ def by_steps(
     loss: Callable[[ChatModel, Rows], Tensor],
     name: str,
     progress: Progress | None = None,
+    again: bool = False,
 ) -> Edit:
     """The training loop over steps of forget rows and as many retain rows, which ends where the model no longer speaks.
 
     Args:
         rounds: what stands in `Rows.instead`, one list an epoch, in the forget rows' order; taken in turn.
+        again: as in `optimise`.
     """
     epochs = iter(range(config.epochs))
 
@@ -273,6 +278,7 @@ def by_steps(
         steps,
         (lambda _, __: progress(1)) if progress else None,
         lambda epoch, _: speech.check(epoch * steps),
+        again,
     )
     edit.meta |= {"method": name, "rows": {"forget": len(forget), "retain": len(retain)}}
     return edit

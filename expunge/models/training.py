@@ -6,7 +6,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from ..errors import Diverged, InputError
 from .activations import can_share, common_prefix
 from .generation import answer_logits, pad_answers
 from .loading import ChatModel
+
+KEPT_BYTES = 90  # of activations that a step keeps, a token, layer and hidden unit; as measured, with LoRA
 
 
 class TrainConfig(BaseModel):
@@ -82,7 +84,8 @@ def train(
     """
     if not rows:
         raise InputError("nothing to train on")
-    shared = shared_prefix(chat, rows)
+    again = recomputed(chat, [rows], config.batch_size)
+    shared = 0 if again else shared_prefix(chat, rows)
 
     def loss_of(trained: ChatModel, part: Sequence[TrainRow]) -> Tensor:
         loss = mean_loss(trained, part, shared)
@@ -96,9 +99,22 @@ def train(
         math.ceil(len(rows) / config.batch_size),
         progress,
         stop,
+        again,
     )
     edit.meta["rows"] = len(rows)
     return edit
+
+
+def recomputed(chat: ChatModel, roles: Sequence[Sequence[TrainRow]], batch_size: int) -> bool:
+    """Whether the activations of a step (so many rows of each role) are to be computed once more on the way back and not
+    kept: they could take more than a third of the free memory. It costs a forward pass more, and a shared prefix is run
+    for every row."""
+    from psutil import virtual_memory
+
+    sizes = [sorted((len(r.prompt) + len(r.answer) for r in rows), reverse=True)[:batch_size] for rows in roles]
+    kept = sum(map(sum, sizes)) * len(chat.layout) * chat.layout.hidden * KEPT_BYTES
+    free = torch.cuda.mem_get_info(chat.device)[0] if chat.device.type == "cuda" else virtual_memory().available
+    return kept > free / 3 and bool(getattr(chat.model, "supports_gradient_checkpointing", False))
 
 
 def optimise(
@@ -109,6 +125,7 @@ def optimise(
     steps: int,
     progress: Callable[[int, float], None] | None = None,
     stop: Callable[[int, float], bool] | None = None,
+    again: bool = False,
 ) -> Edit:
     """The training loop: an Edit of the model, which itself is left as it was.
 
@@ -116,7 +133,7 @@ def optimise(
         batches: a random generator -> the batches of one epoch, `steps` of them.
         loss_of: (the model in training, a batch) -> the loss to go down. With LoRA, the model in training is peft's,
             whose adapter can be disabled.
-        progress, stop: as in `train`.
+        progress, stop: as in `train`. again: see `recomputed`; the loss then has to do without a key-value cache.
     """
     from accelerate import Accelerator
 
@@ -124,7 +141,7 @@ def optimise(
     torch.manual_seed(config.seed)
     accelerator = Accelerator(cpu=chat.device.type == "cpu")
     total_steps = steps * config.epochs
-    with _trainable(chat, config) as (model, harvest):
+    with _trainable(chat, config) as (model, harvest), _checkpointing(chat.model) if again else nullcontext():
         trained = replace(chat, model=model)
         weights = [p for p in model.parameters() if p.requires_grad]
         optimizer = _optimizer(weights, config)
@@ -255,6 +272,20 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
                     parameter.copy_(before[name])
                     parameter.grad = None
             _settle(model, flags)
+
+
+@contextmanager
+def _checkpointing(model: nn.Module) -> Iterator[None]:
+    def call(name: str, **settings: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers 5.2x has another name, which 5.0 has not
+            getattr(model, name)(**settings)
+
+    call("gradient_checkpointing_enable", gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        call("gradient_checkpointing_disable")
 
 
 def _settle(model: nn.Module, flags: dict[str, bool]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .search import RevealConfig, Revealed
     from .targets import Target
 
-EVERY = 10  # queries after which the best score is said
+EVERY = 10  # queries after which, without a bar, it is said how far the search is
 
 
 def reveal_config(spec: RevealSpec, seed: int) -> RevealConfig:
@@ -102,15 +102,15 @@ def revealed_task(
 
     config, target = reveal_config(spec, seed), target_of(spec, chat)
     memo = memo_of(chat, spec, config, folder)
-    done = 0
+    done = calls = 0
     with reporter.stage("reveal", config.budget) as advance:
 
-        def progress(count: int, best: float) -> None:
-            nonlocal done
-            done += count
-            advance(count, f"best {best:.3f}")
-            if done % EVERY == 0 and not reporter.bars:
-                reporter.say(f"  {done} of {config.budget} queries, best score {best:.3f}")
+        def progress(count: int, note: str) -> None:
+            nonlocal done, calls
+            done, calls = done + count, calls + 1
+            advance(count, note)
+            if calls % EVERY == 0 and not reporter.bars:
+                reporter.say(f"  {done} of {config.budget} queries, {note}")
 
         found = search(chat, target, config, memo, progress)
     try:

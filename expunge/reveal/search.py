@@ -104,7 +104,7 @@ class Revealed:
         return list(itertools.accumulate((q.score for q in self.queries), max))
 
 
-Progress = Callable[[int, float], None]  # (queries done, best score so far)
+Progress = Callable[[int, str], None]  # (queries done since the last call, how far it is)
 
 
 def search(
@@ -171,7 +171,7 @@ class _Asker:
             )
             self.best = max(self.best, score)
             if self.progress:
-                self.progress(1, self.best)
+                self.progress(1, f"best score {self.best:.3f}")
         if not any(a.strip() for q in self.queries.values() for a in q.answers) and len(self.queries) >= self.first:
             raise ExpungeError(
                 f"all answers to {len(self.queries)} instructions are empty: the model says nothing to reveal from. "
@@ -322,6 +322,8 @@ def _more(
     pairs: list[tuple[str, str, float]] = []
     fresh: list[tuple[str, float]] = []
     count = ask.target.more if config.more is None else config.more
+    if ask.progress and count:
+        ask.progress(0, f"{count} further answers to each of {len(chosen)} instructions")
     said = ask.answered([q.instruction for q in chosen], count, "more") if count else [([], [])] * len(chosen)
     for query, (texts, relevances) in zip(chosen, said, strict=True):
         own = list(zip(query.answers, query.relevances, strict=True))
@@ -344,6 +346,8 @@ def _onward(pairs: Sequence[tuple[str, str, float]], ask: _Asker) -> list[tuple[
                 found.append((text, answer, relevance))
                 if relevance >= RELEVANT:
                     begun.append(f"{text}{answer.rstrip()}")
+        if ask.progress:
+            ask.progress(0, f"{len(begun)} of {ask.target.onward} relevant answers")
     return found
 
 

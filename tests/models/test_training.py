@@ -1,0 +1,66 @@
+"""The training loop where a step's activations do not fit in memory."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from expunge import unlearn
+from expunge.models.training import TrainConfig, recomputed, rows_of, train
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """A function, after which this machine seems to have next to no memory left."""
+    return lambda: monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
+
+
+def calls_of_a_projection(chat, work):
+    """(what the work gives, how often the first down projection ran with gradients)."""
+    calls = 0
+
+    def count(*_):
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+
+    handle = chat.layout.down_projection(chat.model, 0).register_forward_pre_hook(count)
+    try:
+        return work(), calls
+    finally:
+        handle.remove()
+
+
+def alike(one, other):
+    assert one.parts.keys() == other.parts.keys()
+    for name, part in one.parts.items():
+        for key, value in vars(part).items():
+            torch.testing.assert_close(vars(other.parts[name])[key], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_activations_that_do_not_fit_are_computed_once_more_to_the_same_result(
+    pico, small_task, adapter, little_memory
+):
+    chat = pico()
+    rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.retain])
+    config = TrainConfig(adapter=adapter, epochs=3, batch_size=2, dropout=0.1)
+    usual, once = calls_of_a_projection(chat, lambda: train(chat, rows, config))
+    assert not recomputed(chat, [rows], 2)
+    little_memory()
+    assert recomputed(chat, [rows], 2)
+    again, twice = calls_of_a_projection(chat, lambda: train(chat, rows, config))
+    assert twice > once
+    assert not chat.layout.block(chat.model, 0).gradient_checkpointing
+    alike(usual, again)
+
+
+@pytest.mark.parametrize("method", ["npo", "undial", "idk"])
+def test_with_little_memory_a_method_gives_the_same(pico, small_task, method, little_memory):
+    chat = pico()
+    usual = unlearn(chat, small_task, method, epochs=2, adapter="lora")
+    little_memory()
+    again = unlearn(chat, small_task, method, epochs=2, adapter="lora")
+    alike(usual, again)
