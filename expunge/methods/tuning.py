@@ -18,7 +18,7 @@ from ..data.examples import Example, ForgetTask, held_out
 from ..data.neighbours import neighbours
 from ..data.prompts import KEEP_ROWS, abstentions, general_beside, general_split, rewrites
 from ..edits import Edit
-from ..evaluation.text import deviation_score, rouge_recall
+from ..evaluation.text import coherence, deviation_score, rouge_recall
 from ..models.activations import hidden_of, hooked, with_hidden
 from ..models.generation import greedy, own_answers, score_answers
 from ..models.loading import ChatModel
@@ -106,13 +106,15 @@ def _layer_scores(chat: ChatModel, task: ForgetTask) -> dict[int, float]:
 # ---------------------------------------------------------------- the search
 
 COEFFICIENTS = (1.8, 2.1, 2.5, 1.5, 1.25)
-STEP = 1.25  # from the largest of them on, as long as that helps
+STEP = 1.25  # from the largest of them on, and from the smallest, as long as that helps
 LARGEST_COEFFICIENT = 10.0
+SMALLEST_COEFFICIENT = 0.5
 RIDGES = (0.01, 0.003)
 TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
+BROKEN = 10.0  # points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
@@ -129,10 +131,11 @@ def tune(
     """The edit at the layers, coefficient and ridge that do best on rows that judge nothing.
 
     One setting after the other is tried, the others at the best so far; the first values are where it starts. Of
-    coefficients that do as well (within `TIE`) the largest is taken. A trial's
-    loss is the Deviation Score on other rewrites of the forget rows, with the edit at `MARGIN` of its strength, and on
-    rows to keep that are not fitted (the validation rows, else a fifth of the retain rows), whose ROUGE-1 counts relative
-    to that of the model as it is.
+    coefficients that do as well (within `TIE`) the largest is taken; where the first leaves half of the answers broken,
+    only smaller ones are tried. A trial's loss is the Deviation Score on other rewrites of the forget rows, with the edit
+    at `MARGIN` of its strength, and on rows to keep that are not fitted (the validation rows, else a fifth of the retain
+    rows), whose ROUGE-1 counts relative to that of the model as it is; and `BROKEN` times the share of broken answers to
+    the rewrites, at full strength.
     The forget set is widened by built-in rewrites, and so are the retain rows, or the rewrites' own words would tell the
     two apart. The best trial's edit is the result, as it was judged: fitted again with the rows left out, it can be much
     weaker. A task without retain rows is that of `with_retain`.
@@ -167,9 +170,12 @@ def tune(
         with edit.times(MARGIN).applied(chat):
             forget = rouge(chat, judge[0])
         with edit.applied(chat):
-            kept = rouge(chat, judge[1])
-        value = trial_loss(forget, kept, before)
-        trials.append({**found, "forget_rouge1": forget, "retain_rouge1": kept, "loss": value, "seconds": seconds})
+            kept, broken = rouge(chat, judge[1]), 1 - coherence(answers(chat, judge[0]))
+        value = trial_loss(forget, kept, before) + BROKEN * broken
+        trials.append(
+            {**found, "forget_rouge1": forget, "retain_rouge1": kept, "broken": broken, "loss": value}
+            | {"seconds": seconds}
+        )
         if progress:
             progress(1)
         return value, edit
@@ -188,14 +194,26 @@ def tune(
         if reached < lowest - bar:
             best, lowest, edit = best | {name: value}, min(reached, lowest), other
 
+    def further(step: float) -> None:
+        """Coefficients beyond the best one, as long as that helps."""
+        value = best["coefficient"]
+        while best["coefficient"] == value and not spent():
+            value *= step
+            if not SMALLEST_COEFFICIENT <= value <= LARGEST_COEFFICIENT:
+                break
+            attempt("coefficient", value)
+
     for name, values in axes.items():
+        if name != "coefficient":
+            for value in values[1:]:
+                attempt(name, value)
+            continue
+        first, overshot = best[name], min(trials, key=lambda t: t["loss"])["broken"] > 0.5
         for value in values[1:]:
-            attempt(name, value, 0.0 if name != "coefficient" else -TIE if value > best[name] else TIE)
-        if name == "coefficient" and len(values) > 1:
-            largest = max(values)
-            while best[name] == largest and largest * STEP <= LARGEST_COEFFICIENT and not spent():
-                largest *= STEP
-                attempt(name, largest)
+            if value < first or not overshot:
+                attempt(name, value, -TIE if value > best[name] else TIE)
+        if len(values) > 1 and best[name] == (min(values) if overshot else max(values)):
+            further(1 / STEP if overshot else STEP)
     edit.meta |= {"retain_rouge1_before": before, "trials": trials}
     return edit
 
@@ -256,6 +274,12 @@ def trial_loss(forget: float, kept: float, before: float) -> float:
 
 def rouge(chat: ChatModel, rows: Sequence[Example]) -> float:
     """Mean ROUGE-1 recall of greedy answers, as long as the longest true answer and at least `TUNE_TOKENS` tokens."""
+    given = answers(chat, rows)
+    return sum(rouge_recall(a, e.response)[0] for a, e in zip(given, rows, strict=True)) / len(rows)
+
+
+def answers(chat: ChatModel, rows: Sequence[Example]) -> list[str]:
+    """Greedy answers, of the length that `rouge` says."""
     longest = max(map(len, chat.answer_ids([e.response for e in rows])))
-    answers = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), max(TUNE_TOKENS, longest))
-    return sum(rouge_recall(a.text, e.response)[0] for a, e in zip(answers, rows, strict=True)) / len(rows)
+    given = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), max(TUNE_TOKENS, longest))
+    return [a.text for a in given]

@@ -9,6 +9,12 @@ from expunge.data import prompts
 from expunge.methods import lunar, tuning
 
 
+@pytest.fixture(autouse=True)
+def speaks(monkeypatch):
+    """Answers that are not broken: a model with random weights stutters."""
+    monkeypatch.setattr(tuning, "coherence", lambda _: 1.0)
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_rows_that_tune_are_in_no_trials_fit_and_no_row_is_there_twice(pico, small_task, monkeypatch, own):
     monkeypatch.setattr(tuning, "TUNE_TOKENS", 2)
@@ -60,6 +66,32 @@ def test_the_search_goes_on_beyond_the_largest_coefficient(pico, small_task, mon
     task = small_task.but(retain=prompts.general_split()[0][5:15])
     edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
     assert [t["coefficient"] for t in edit.meta["trials"]] == tried
+    assert edit.meta["coefficient"] == [best]
+
+
+@pytest.mark.parametrize(
+    ("losses", "broken", "tried", "best"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], [1.0, 0.5, 0.0, 0.0], [2.0, 1.5, 1.2, 1.0], 1.2),  # larger ones are not tried
+        ([1.0, 2.0, 30.0], [1.0, 0.0, 0.0], [2.0, 1.5, 1.2], 1.5),  # facts that are told again count more
+        ([1.0, 2.0, 3.0, 4.0], [0.4, 0.0, 0.0, 0.0], [2.0, 3.0, 1.5, 1.2], 3.0),
+    ],
+)
+def test_where_answers_are_broken_smaller_coefficients_are_tried(
+    pico, small_task, monkeypatch, losses, broken, tried, best
+):
+    monkeypatch.setattr(tuning, "COEFFICIENTS", (2.0, 3.0, 1.5, 1.2))
+    monkeypatch.setattr(tuning, "STEP", 1.2)
+    monkeypatch.setattr(tuning, "LARGEST_COEFFICIENT", 3.0)
+    found = iter(zip(losses, broken, strict=True))
+    now = []
+    monkeypatch.setattr(tuning, "rouge", lambda *_: 0.5)
+    monkeypatch.setattr(tuning, "coherence", lambda _: now.append(next(found)) or 1 - now[-1][1])
+    monkeypatch.setattr(tuning, "deviation_score", lambda *_: now[-1][0])
+    task = small_task.but(retain=prompts.general_split()[0][5:15])
+    edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
+    assert edit.meta["trials"][0]["broken"] == broken[0]
+    assert [round(t["coefficient"], 3) for t in edit.meta["trials"]] == tried
     assert edit.meta["coefficient"] == [best]
 
 
