@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROWS = 16
 TRAINED = 3.2  # a training step costs so many forward passes
-LUNAR_PASSES = 6.0  # forward passes over the fitted rows, rewrites and own answers included, a trial
+LUNAR_PASSES = 6.0  # forward passes over the fitted rows, rewrites and own answers included, for each of its places
 ANSWER_SHARE = 0.6  # of the longest answers, how long the usual one is
 QUERY_TOKENS = 800  # generated for a query that reveals
 ONWARD_TOKENS = 250  # and for each relevant answer that is sought by going on after others
@@ -45,7 +45,7 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     from ..methods import method
     from ..methods.lunar import LunarConfig
     from ..methods.release import ReleaseConfig
-    from ..methods.tuning import with_rewrites
+    from ..methods.tuning import WINDOWS, with_rewrites
     from ..reveal.run import target_of
     from ..spec import RevealSpec
 
@@ -83,14 +83,18 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
             return (training(drawn, config.passes(drawn)) + training(kept, config.passes(kept))) * config.rounds
         return training(2 * drawn, getattr(config, "epochs", 1))
 
+    def search(cell: Cell) -> float:
+        fits = min(trials, WINDOWS) if settings.searches(cell.method, cell.variant) else trials
+        return fits * fit(cell) + trials * judging(suite.validate)
+
     for cell in cells:
         total += judging(suite.judge)
         if cell.regime == "published":
             total += fit(cell)
         elif cell.regime == "tuned":
-            total += trials * (fit(cell) + judging(suite.validate))
+            total += search(cell)
         elif cell.regime == "equal-time":
-            total += trials * (lunar("") + judging(suite.validate))
+            total += search(cell._replace(method="lunar", variant=""))
     return total
 
 

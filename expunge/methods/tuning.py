@@ -114,7 +114,9 @@ TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
-BROKEN = 10.0  # points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention
+BROKEN = (
+    10.0  # points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention
+)
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
