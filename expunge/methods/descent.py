@@ -222,8 +222,8 @@ def descend(
         ]
     every = [*forget, *retain, *(r for rows in rounds for r in rows)]
     rows = {"forget": forget, "instead": [r for part in rounds for r in part], "retain": retain}
-    again = recomputed(chat, [rows[role] for role in roles], config.batch_size)
-    shared = 0 if again else shared_prefix(chat, every)
+    recompute = recomputed(chat, [rows[role] for role in roles], config.batch_size)
+    shared = 0 if recompute else shared_prefix(chat, every)
     reference = Before(chat, shared)
     if before and config.adapter == "full":
         reference.keep(chat, every, before)
@@ -237,7 +237,7 @@ def descend(
         lambda c, rows: loss(Batch(c, rows, reference, roles), config),
         name,
         progress,
-        again,
+        recompute,
     )
 
 
@@ -250,13 +250,13 @@ def by_steps(
     loss: Callable[[ChatModel, Rows], Tensor],
     name: str,
     progress: Progress | None = None,
-    again: bool = False,
+    recompute: bool = False,
 ) -> Edit:
     """The training loop over steps of forget rows and as many retain rows, which ends where the model no longer speaks.
 
     Args:
         rounds: what stands in `Rows.instead`, one list an epoch, in the forget rows' order; taken in turn.
-        again: as in `optimise`.
+        recompute: as in `optimise`.
     """
     epochs = iter(range(config.epochs))
 
@@ -278,7 +278,7 @@ def by_steps(
         steps,
         (lambda _, __: progress(1)) if progress else None,
         lambda epoch, _: speech.check(epoch * steps),
-        again,
+        recompute,
     )
     edit.meta |= {"method": name, "rows": {"forget": len(forget), "retain": len(retain)}}
     return edit

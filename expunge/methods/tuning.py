@@ -106,7 +106,7 @@ def _layer_scores(chat: ChatModel, task: ForgetTask) -> dict[int, float]:
 # ---------------------------------------------------------------- the search
 
 COEFFICIENTS = (1.8, 2.1, 2.5, 1.5, 1.25)
-STEP = 1.25  # from the largest of them on, and from the smallest, as long as that helps
+STEP = 1.25  # from the largest of them on, or, where answers are broken, down from the smallest, as long as that helps
 LARGEST_COEFFICIENT = 10.0
 SMALLEST_COEFFICIENT = 0.5
 RIDGES = (0.01, 0.003)
@@ -114,9 +114,8 @@ TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.01, 0.03)
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
-BROKEN = (
-    10.0  # points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention
-)
+# Points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention.
+BROKEN = 10.0
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
 TUNE_ROWS = 24
 TUNE_TOKENS = 24
@@ -133,8 +132,8 @@ def tune(
     """The edit at the layers, coefficient and ridge that do best on rows that judge nothing.
 
     One setting after the other is tried, the others at the best so far; the first values are where it starts. Of
-    coefficients that do as well (within `TIE`) the largest is taken; where the first leaves half of the answers broken,
-    only smaller ones are tried. A trial's loss is the Deviation Score on other rewrites of the forget rows, with the edit
+    coefficients that do as well (within `TIE`) the largest is taken; where the first leaves more than half of the answers
+    broken, only smaller ones are tried. A trial's loss is the Deviation Score on other rewrites of the forget rows, with the edit
     at `MARGIN` of its strength, and on rows to keep that are not fitted (the validation rows, else a fifth of the retain
     rows), whose ROUGE-1 counts relative to that of the model as it is; and `BROKEN` times the share of broken answers to
     the rewrites, at full strength.

@@ -84,8 +84,8 @@ def train(
     """
     if not rows:
         raise InputError("nothing to train on")
-    again = recomputed(chat, [rows], config.batch_size)
-    shared = 0 if again else shared_prefix(chat, rows)
+    recompute = recomputed(chat, [rows], config.batch_size)
+    shared = 0 if recompute else shared_prefix(chat, rows)
 
     def loss_of(trained: ChatModel, part: Sequence[TrainRow]) -> Tensor:
         loss = mean_loss(trained, part, shared)
@@ -99,14 +99,14 @@ def train(
         math.ceil(len(rows) / config.batch_size),
         progress,
         stop,
-        again,
+        recompute,
     )
     edit.meta["rows"] = len(rows)
     return edit
 
 
 def recomputed(chat: ChatModel, roles: Sequence[Sequence[TrainRow]], batch_size: int) -> bool:
-    """Whether the activations of a step (so many rows of each role) are to be computed once more on the way back and not
+    """Whether the activations of a step (so many rows of each role) are to be computed once more on the way back, and not
     kept: they could take more than a third of the free memory. It costs a forward pass more, and a shared prefix is run
     for every row."""
     from psutil import virtual_memory
@@ -125,7 +125,7 @@ def optimise(
     steps: int,
     progress: Callable[[int, float], None] | None = None,
     stop: Callable[[int, float], bool] | None = None,
-    again: bool = False,
+    recompute: bool = False,
 ) -> Edit:
     """The training loop: an Edit of the model, which itself is left as it was.
 
@@ -133,7 +133,7 @@ def optimise(
         batches: a random generator -> the batches of one epoch, `steps` of them.
         loss_of: (the model in training, a batch) -> the loss to go down. With LoRA, the model in training is peft's,
             whose adapter can be disabled.
-        progress, stop: as in `train`. again: see `recomputed`; the loss then has to do without a key-value cache.
+        progress, stop: as in `train`. recompute: see `recomputed`; the loss then has to do without a key-value cache.
     """
     from accelerate import Accelerator
 
@@ -141,7 +141,7 @@ def optimise(
     torch.manual_seed(config.seed)
     accelerator = Accelerator(cpu=chat.device.type == "cpu")
     total_steps = steps * config.epochs
-    with _trainable(chat, config) as (model, harvest), _checkpointing(chat.model) if again else nullcontext():
+    with _trainable(chat, config) as (model, harvest), _checkpointing(chat.model) if recompute else nullcontext():
         trained = replace(chat, model=model)
         weights = [p for p in model.parameters() if p.requires_grad]
         optimizer = _optimizer(weights, config)

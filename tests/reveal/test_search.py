@@ -66,8 +66,12 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
     def odd(answers):
         return [float(len(a) % 2) for a in answers]
 
+    told: list[tuple[int, str]] = []
+
     def found(wanted: int, memo: Memo):
-        return search(tiny, replace(target(odd), raw=True, onward=wanted), RevealConfig(**SMALL), memo)
+        told.clear()
+        onward = replace(target(odd), raw=True, onward=wanted)
+        return search(tiny, onward, RevealConfig(**SMALL), memo, lambda *said: told.append(said))
 
     none = found(0, Memo())
     assert not none.onward
@@ -75,6 +79,8 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
     assert few
     assert not found(1, Memo()).onward  # there are as many already
     once = found(few + 1, Memo(tmp_path / "memo"))
+    assert sum(count for count, _ in told) == len(once.queries)
+    assert told[-1][1].endswith(f" of {few + 1} relevant answers")
     assert once.pairs == none.pairs
     assert once.score == none.score
     relevant = [f"{p}{a.rstrip()}" for p, a, r in none.everything if r >= 0.5]
