@@ -123,7 +123,8 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     keep = task.validation[: config.most_held_out] or general or retain_held
     longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))
     config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
-    held = HeldOut(forget_held, keep, _said(chat, keep, config), retain_held if keep is not retain_held else ())
+    retain_held = retain_held if keep is not retain_held else ()
+    held = HeldOut(forget_held, *_said(chat, keep, task, config), retain_held)
 
     def look() -> Figures:
         return figures(chat, task, held, config)
@@ -203,11 +204,19 @@ def _nll(scored: Sequence[Scored]) -> float:
     return -sum(logs) / len(logs)
 
 
-def _said(chat: ChatModel, rows: Sequence[Example], config: ReleaseConfig) -> list[tuple[int, ...]]:
-    """What the model says to the rows, drawn from its own distribution: token ids, with the end where it came to one."""
+def _said(
+    chat: ChatModel, rows: Sequence[Example], task: ForgetTask, config: ReleaseConfig
+) -> tuple[Sequence[Example], list[tuple[int, ...]]]:
+    """(rows, what the model says to each), drawn from its own distribution: token ids, with the end where it came to one.
+    Rows to which it says what is to be forgotten are left out: to be further from that is no loss."""
     drawn = sampled(chat, chat.prompt_ids([e.prompt for e in rows]), config.max_new_tokens or LONGEST, seed=config.seed)
+    if task.relevance:
+        shown = task.relevance([g.text for g in drawn])
+        clean = [n for n, r in enumerate(shown) if r < RELEVANT]
+        if clean:
+            rows, drawn = [rows[n] for n in clean], [drawn[n] for n in clean]
     end = () if chat.tokenizer.eos_token_id is None else (chat.tokenizer.eos_token_id,)
-    return [(*g.tokens, *(end if g.ended else ())) or end or (0,) for g in drawn]
+    return rows, [(*g.tokens, *(end if g.ended else ())) or end or (0,) for g in drawn]
 
 
 def _split(rows: Sequence[Example], config: ReleaseConfig) -> tuple[Sequence[Example], Sequence[Example]]:

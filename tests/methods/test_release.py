@@ -28,7 +28,7 @@ def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
     assert all(r["kept"] >= 0.9 * edit.meta["before"]["kept"] for r in log)
     assert {"cosine", "interference", "forget_norm", "retain_norm", "tried"} <= log[0].keys()
     forget, keep = module._forget_split(tiny_task, config)[1], module._split(tiny_task.retain, config)[1]
-    held = HeldOut(forget, keep, module._said(tiny, keep, config))
+    held = HeldOut(forget, *module._said(tiny, keep, tiny_task, config))
     with edit.applied(tiny):
         found = figures(tiny, tiny_task, held, config)
     assert found.forget == pytest.approx(log[-1]["forget"], abs=0.05)  # the rank was reduced, the edit is the same
@@ -188,7 +188,7 @@ def test_relevance_of_answers_counts_where_the_task_has_it(tiny, tiny_task):
     config = ReleaseConfig(max_new_tokens=8, answers=3)
     task = tiny_task.but()
     object.__setattr__(task, "relevance", relevance)
-    held = HeldOut(tiny_task.forget[:4], tiny_task.retain[:4], module._said(tiny, tiny_task.retain[:4], config))
+    held = HeldOut(tiny_task.forget[:4], *module._said(tiny, tiny_task.retain[:4], tiny_task, config))
     found = figures(tiny, task, held, config)
     assert 0 < found.forget <= 1
     assert figures(tiny, task, held, config) == found  # the same draws
@@ -205,12 +205,23 @@ def test_what_the_model_said_before_is_likelier_than_after_a_change(tiny, tiny_t
     """The rise of its mean loss estimates a Kullback-Leibler divergence, which no change makes negative."""
     config = ReleaseConfig(max_new_tokens=12)
     keep = tiny_task.retain
-    held = HeldOut(tiny_task.forget, keep, module._said(tiny, keep, config))
+    held = HeldOut(tiny_task.forget, *module._said(tiny, keep, tiny_task, config))
     before = figures(tiny, tiny_task, held, config)
     rows = rows_of(tiny, [(e.prompt, "quite another answer") for e in keep])
     with train(tiny, rows, TrainConfig(learning_rate=3e-3, epochs=5, batch_size=4)).applied(tiny):
         after = figures(tiny, tiny_task, held, config)
     assert after.nlls[0] > before.nlls[0] + 0.1
+
+
+def test_what_shows_the_forgotten_is_not_counted_as_something_to_keep(tiny, tiny_task):
+    config, rows = ReleaseConfig(max_new_tokens=8), tiny_task.retain[:4]
+    task = tiny_task.but()
+    object.__setattr__(task, "relevance", lambda answers: [float(n == 1) for n, _ in enumerate(answers)])
+    every, (kept, said) = module._said(tiny, rows, tiny_task, config), module._said(tiny, rows, task, config)
+    assert kept == [rows[0], rows[2], rows[3]]
+    assert said == [every[1][0], every[1][2], every[1][3]]
+    object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
+    assert module._said(tiny, rows, task, config) == every  # it says nothing else: all there is to measure by
 
 
 def test_rows_of_other_prompts_choose_where_relevance_tells(small_task):
