@@ -24,7 +24,7 @@ from .search import Revealed
 from .targets import GENERAL, KEPT_TEMPERATURE, KEPT_TOKENS, Target, general, plain_task, relevant
 from .text import distinct, first_sentence, whole
 
-CODE_TOKENS = 128  # of an answer with a small function; as long as answers are judged
+CODE_TOKENS = 128  # of an answer with a small function, words before it included
 MORE = 96  # further answers to each kept instruction: what a model seldom does needs many
 ONWARD = 1000  # toxic continuations that are wanted
 PARTNERS = 2  # clean rows for each toxic one, of the same beginning: a round draws some of them
