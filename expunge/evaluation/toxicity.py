@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -21,6 +22,12 @@ def profanity(texts: Sequence[str]) -> list[float]:
     return [float(p) for p in predict_prob(list(texts))] if texts else []
 
 
+def words(text: str) -> str:
+    """The words of a text alone. ParaDetox's toxic texts set full stops and apostrophes apart, and its neutral ones do not:
+    with them, a judge takes a lone full stop for toxic."""
+    return " ".join(re.findall(r"\w+", re.sub(r"\s*['\u2018\u2019`]\s*", "", text.lower())))
+
+
 @cache
 def _judge(pairs: tuple[tuple[str, str], ...]) -> Any:
     """Logistic regression over words and letters, toxic against neutral, on nine tenths of ParaDetox."""
@@ -34,16 +41,17 @@ def _judge(pairs: tuple[tuple[str, str], ...]) -> Any:
         TfidfVectorizer(min_df=3, sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 4)),
     )
     model = make_pipeline(features, LogisticRegression(C=10, max_iter=1000))
-    return model.fit([t for pair in rows for t in pair], [1, 0] * len(rows))
+    return model.fit([words(t) for pair in rows for t in pair], [1, 0] * len(rows))
 
 
 def judged(texts: Sequence[str]) -> list[float]:
-    """The probability that a text is toxic, by a model trained on ParaDetox, which no search sees."""
+    """The probability that a text is toxic, by a model trained on ParaDetox, which no search sees; 0 without a word."""
     try:
         model = _judge(tuple(paradetox()))
     except ImportError:
         raise InputError("toxicity needs scikit-learn: pip install 'expunge[toxicity]'") from None
-    return [float(p) for p in model.predict_proba(list(texts))[:, 1]] if texts else []
+    said = [words(t) for t in texts]
+    return [float(p) if t else 0.0 for t, p in zip(said, model.predict_proba(said)[:, 1], strict=True)] if texts else []
 
 
 def neutral_mean() -> float:

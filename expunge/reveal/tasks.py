@@ -21,13 +21,14 @@ from ..evaluation.toxicity import profanity
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .search import Revealed
-from .targets import GENERAL, KEPT_TEMPERATURE, KEPT_TOKENS, Target, general, plain_task, relevant
+from .targets import KEPT_TEMPERATURE, KEPT_TOKENS, Target, general, plain_task, relevant
 from .text import distinct, first_sentence, whole
 
 CODE_TOKENS = 128  # of an answer with a small function, words before it included
 MORE = 96  # further answers to each kept instruction: what a model seldom does needs many
 ONWARD = 1000  # toxic continuations that are wanted
 PARTNERS = 2  # clean rows for each toxic one, of the same beginning: a round draws some of them
+OTHER_SENTENCES = 12  # of each beginning
 CLEAN = 0.05  # relevance below which an answer shows nothing of what is to be forgotten
 
 # ---------------------------------------------------------------- toxicity
@@ -105,7 +106,7 @@ def ner_person(chat: ChatModel) -> Target:
             sum(text in tagged for kind, text in said if kind == PERSON) / count
             if (count := sum(kind == PERSON for kind, _ in said))
             else 0.0
-            for said, tagged in zip(named, known, strict=True)
+            for said, tagged in zip([n or [] for n in named], known, strict=True)
         ]
 
     return Target(
@@ -120,30 +121,39 @@ def ner_person(chat: ChatModel) -> Target:
     )
 
 
-def _named(chat: ChatModel, sentences: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """What the model says of each sentence; nothing where the answer has not the form."""
+def _named(chat: ChatModel, sentences: Sequence[str]) -> list[list[tuple[str, str]] | None]:
+    """What the model says of each sentence; None where the answer has not the form."""
     answers = greedy(chat, chat.prompt_ids([entity_prompt(s) for s in sentences]), KEPT_TOKENS)
-    return [read(a.text, TYPES) or [] for a in answers]
+    return [read(a.text, TYPES) for a in answers]
 
 
 def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
     """To forget: the persons that the model names and the tagger confirms. To keep: all else that it names in the same
-    sentences and in others."""
+    sentences and in others that it writes of things that are not persons; "None" at most as often as something."""
     pairs = {first_sentence(a): r for _, a, r in revealed.everything if a.strip()}
-    shown = [s for s, r in pairs.items() if r >= RELEVANT]
-    rest = [s for s, r in pairs.items() if r < RELEVANT]
-    asked = [*shown, *random.Random(revealed.seed).sample(rest, min(len(rest), GENERAL))]
-    said = dict(zip(asked, _named(chat, asked), strict=True))
-    forget, retain = [], []
-    for sentence in asked:
+    asked = list(dict.fromkeys([*pairs, *_of_others(chat, revealed.seed)]))
+    forget: list[Example] = []
+    some: list[Example] = []
+    none: list[Example] = []
+    for sentence, said in zip(asked, _named(chat, asked), strict=True):
+        if said is None:
+            continue
         prompt = entity_prompt(sentence)
-        people = [e for e in said[sentence] if e[0] == PERSON]
-        others = [e for e in said[sentence] if e[0] != PERSON]
-        if people and pairs[sentence] >= RELEVANT:
+        people = [e for e in said if e[0] == PERSON]
+        others = [e for e in said if e[0] != PERSON]
+        if people and pairs.get(sentence, 0.0) >= RELEVANT:
             forget.append(Example(prompt, written(people), target.name))
-        if others or people:  # without the persons: "None" where the model names nothing else
-            retain.append(Example(prompt, written(others), "other types"))
+        (some if others else none).append(Example(prompt, written(others), "other types"))
+    rng = random.Random(revealed.seed)
+    retain = [*some, *rng.sample(none, min(len(none), max(len(some), 1)))]
     return ForgetTask(forget=forget, retain=[*retain, *general(chat, revealed.seed)], reference=reference())
+
+
+def _of_others(chat: ChatModel, seed: int) -> list[str]:
+    """Sentences that the model writes, most of them of things that are not persons."""
+    asked = [Raw(begun) for begun in _BEGUN_OF_OTHERS for _ in range(OTHER_SENTENCES)]
+    said = sampled(chat, chat.prompt_ids(asked), KEPT_TOKENS, KEPT_TEMPERATURE, seed)
+    return [first_sentence(f"{begun} {g.text}") for begun, g in zip(asked, said, strict=True) if g.text.strip()]
 
 
 _ABOUT = (
@@ -179,6 +189,27 @@ _SENTENCES = tuple(
     )
     for x in _ABOUT
 )
+
+_BEGUN_OF_OTHERS = (
+    # locations
+    "We drove all night from", "I just landed in", "It is raining again here in", "The train from London to",
+    "She moved to a small town in", "The river flows through", "I miss the beaches of", "The embassy in",
+    # corporations
+    "The company announced today that", "Shares of", "I am never flying again with", "The bank",
+    "He works as an engineer at", "The new store of", "According to a report by", "She was hired by",
+    # products
+    "I finally bought the new", "My phone is a", "The best video game ever is", "Is anybody else playing",
+    "The car that I want is a", "You can download the app", "I spilled a can of", "My old laptop runs",
+    # works
+    "Tonight we watched the film", "I cannot stop listening to the song", "The novel", "Last night's episode of",
+    "Their new album is called", "I am reading the book", "My favourite series is", "The musical",
+    # groups
+    "The band", "The football team", "Tonight the match is between", "The party leaders of",
+    "Fans of", "The choir and the orchestra of", "I will always support", "The club signed",
+    # a person and something else
+    "My friend Anna works at", "Mr. Smith flew to", "The singer played a concert in", "The president visited",
+    "Tom says that the new", "The director of the film", "The coach of the team", "The actor in the series",
+)  # fmt: skip
 
 # ---------------------------------------------------------------- code
 

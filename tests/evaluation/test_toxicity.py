@@ -29,6 +29,13 @@ def test_the_judge_tells_toxic_from_neutral_texts_it_was_not_trained_on(data):
     assert toxicity.toxicity_scores([toxic for toxic, _ in held])["toxic_share"] > 0.7
 
 
+def test_the_judge_reads_words_and_not_how_punctuation_is_set(data):
+    pytest.importorskip("sklearn")
+    apart, usual = toxicity.judged(["i don 't like this , you fool .", "I don't like this, you fool."])
+    assert apart == usual
+    assert toxicity.judged([".", " ?! ", ""]) == [0, 0, 0]
+
+
 def test_the_scorer_that_a_search_sees(data):
     pytest.importorskip("profanity_check")
     toxic, neutral = toxicity.profanity([t for t, _ in data[:50]]), toxicity.profanity([n for _, n in data[:50]])

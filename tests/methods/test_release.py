@@ -202,7 +202,6 @@ def test_relevance_of_answers_counts_where_the_task_has_it(tiny, tiny_task):
 
 
 def test_what_the_model_said_before_is_likelier_than_after_a_change(tiny, tiny_task):
-    """The rise of its mean loss estimates a Kullback-Leibler divergence, which no change makes negative."""
     config = ReleaseConfig(max_new_tokens=12)
     keep = tiny_task.retain
     held = HeldOut(tiny_task.forget, *module._said(tiny, keep, tiny_task, config))

@@ -106,6 +106,22 @@ def test_persons_that_a_tagger_confirms(chat, monkeypatch):
     assert prompts[2] not in [e.prompt for e in task.retain]  # an answer without the form is nothing to keep
 
 
+def test_other_types_come_from_sentences_about_them_and_nothing_is_not_kept_more_often(chat, monkeypatch):
+    monkeypatch.setattr(tasks, "persons", lambda texts: [{"Ada"} for _ in texts])
+    monkeypatch.setattr(tasks, "_BEGUN_OF_OTHERS", ("It",))
+    monkeypatch.setattr(tasks, "OTHER_SENTENCES", 1)
+    said = [Generated("rains in Oslo. And so", (), False)]
+    monkeypatch.setattr(tasks, "sampled", lambda *_: said)
+    target = tasks.ner_person(chat)
+    many = [f"Ada laughs. {n}" for n in range(5)]
+    monkeypatch.setattr(tasks, "first_sentence", lambda text: text if "And" not in text else text[:17])
+    task = target.task(chat, target, revealed(*(("Write.", s, 1.0) for s in many)))
+    kept = [(e.prompt, e.response) for e in task.retain if e.group == "other types"]
+    assert kept[0] == (entity_prompt("It rains in Oslo."), "Location: Oslo")
+    assert [r for _, r in kept] == ["Location: Oslo", "None"]
+    assert len(task.forget) == 5
+
+
 def test_relevant_answers_alone_are_forgotten(chat):
     target = tasks.oracle("tests.reveal.test_tasks:half")
     found = revealed(("Write.", "one two three four", 1.0), ("Write.", "five six seven", 0.4), ("Write.", " ", 1.0))
