@@ -17,7 +17,8 @@ from .text import distinct, whole
 if TYPE_CHECKING:
     from .search import Revealed
 
-GENERAL = 200  # general questions that are kept
+GENERAL = 279  # general questions that are kept: all but those that tune
+DRAWS = 2  # answers to each, where they are sampled
 KEPT_TOKENS = 48  # longest answer to one
 KEPT_TEMPERATURE = 0.7  # of sampled ones: of a small model, those at 1 are often wrong
 KEPT = "what was found so far is kept, and --resume goes on with it"
@@ -99,11 +100,11 @@ def general(chat: ChatModel, drawn: int | None = None) -> list[Example]:
     Args:
         drawn: a seed, by which the answers are sampled and not greedy: a module that learns them sharpens less.
     """
-    asked = general_split()[0][:GENERAL]
+    asked = general_split()[0][:GENERAL] * (1 if drawn is None else DRAWS)
     prompts = chat.prompt_ids([e.prompt for e in asked])
     if drawn is None:
         answers = greedy(chat, prompts, KEPT_TOKENS)
     else:
         answers = sampled(chat, prompts, KEPT_TOKENS, KEPT_TEMPERATURE, drawn)
     rows = (Example(e.prompt, whole(g.text, g.ended), e.group) for e, g in zip(asked, answers, strict=True))
-    return [e for e in rows if e.response]
+    return [e for e in dict.fromkeys(rows) if e.response]
