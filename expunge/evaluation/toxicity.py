@@ -11,6 +11,7 @@ from ..data.behaviours import paradetox
 from ..errors import InputError
 
 THRESHOLD = 0.8
+_CONTRACTED = re.compile(r"\s*['\u2019`]\s*(?=(?:s|t|m|d|re|ve|ll)\b)")
 
 
 def profanity(texts: Sequence[str]) -> list[float]:
@@ -23,9 +24,9 @@ def profanity(texts: Sequence[str]) -> list[float]:
 
 
 def words(text: str) -> str:
-    """The words of a text alone. ParaDetox's toxic texts set full stops and apostrophes apart, and its neutral ones do not:
-    with them, a judge takes a lone full stop for toxic."""
-    return " ".join(re.findall(r"\w+", re.sub(r"\s*['\u2018\u2019`]\s*", "", text.lower())))
+    """The words of a text alone, "don 't" as "dont". ParaDetox sets punctuation apart in half of its toxic texts and a tenth
+    of the neutral ones: with it, a judge takes a lone full stop for toxic."""
+    return " ".join(re.findall(r"\w+", _CONTRACTED.sub("", text.lower())))
 
 
 @cache

@@ -30,7 +30,7 @@ from ..models.loading import ChatModel
 from ..models.training import TrainConfig, orthogonality, rows_of, train
 
 LONGEST = 200  # tokens of an answer to a held-out row
-SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, most of the loss is in what it hardly ever says
+SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
 AGAIN = 128  # prompts that are answered anew at a time
 LEAST_GAIN = 0.01  # of what there was to forget, below which two rounds in turn end the run
@@ -124,8 +124,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     keep = task.validation[: config.most_held_out] or general or retain_held
     longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))
     config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
-    retain_held = retain_held if keep is not retain_held else ()
-    held = HeldOut(forget_held, *_said(chat, keep, task, config), retain_held)
+    held = HeldOut(forget_held, *_said(chat, keep, task, config), retain_held if keep is not retain_held else ())
 
     def look() -> Figures:
         return figures(chat, task, held, config)

@@ -98,7 +98,8 @@ def general(chat: ChatModel, drawn: int | None = None) -> list[Example]:
     """General questions with the model's own answers, to the last full sentence.
 
     Args:
-        drawn: a seed, by which the answers are sampled and not greedy: a module that learns them sharpens less.
+        drawn: a seed, by which the answers are sampled, `DRAWS` to each, and not greedy: a module that learns them sharpens
+            less.
     """
     asked = general_split()[0][:GENERAL] * (1 if drawn is None else DRAWS)
     prompts = chat.prompt_ids([e.prompt for e in asked])

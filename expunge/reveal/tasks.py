@@ -145,8 +145,8 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
             forget.append(Example(prompt, written(people), target.name))
         (some if others else none).append(Example(prompt, written(others), "other types"))
     rng = random.Random(revealed.seed)
-    retain = [*some, *rng.sample(none, min(len(none), max(len(some), 1)))]
-    return ForgetTask(forget=forget, retain=[*retain, *general(chat, revealed.seed)], reference=reference())
+    retain = [*some, *rng.sample(none, min(len(none), len(some))), *general(chat, revealed.seed)]
+    return ForgetTask(forget=forget, retain=retain, reference=reference())
 
 
 def _of_others(chat: ChatModel, seed: int) -> list[str]:

@@ -36,6 +36,11 @@ def test_the_judge_reads_words_and_not_how_punctuation_is_set(data):
     assert toxicity.judged([".", " ?! ", ""]) == [0, 0, 0]
 
 
+def test_an_apostrophe_joins_and_a_quotation_mark_does_not():
+    assert toxicity.words("I 'm sure they don 't , you 'll see .") == "im sure they dont youll see"
+    assert toxicity.words("say 'no' twice, it’s `easy`") == "say no twice its easy"
+
+
 def test_the_scorer_that_a_search_sees(data):
     pytest.importorskip("profanity_check")
     toxic, neutral = toxicity.profanity([t for t, _ in data[:50]]), toxicity.profanity([n for _, n in data[:50]])

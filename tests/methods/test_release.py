@@ -212,6 +212,18 @@ def test_what_the_model_said_before_is_likelier_than_after_a_change(tiny, tiny_t
     assert after.nlls[0] > before.nlls[0] + 0.1
 
 
+def test_what_is_kept_of_the_models_own_is_what_it_usually_says(pico, small_task, monkeypatch):
+    chat, config, rows = pico("llama"), ReleaseConfig(max_new_tokens=8), small_task.retain
+
+    def loss():
+        said = module._said(chat, rows, small_task, config)[1]
+        return module._nll(score_answers(chat, chat.prompt_ids([e.prompt for e in rows]), said))
+
+    usual = loss()
+    monkeypatch.setattr(module, "SAID_TEMPERATURE", 1.0)
+    assert usual < loss()
+
+
 def test_what_shows_the_forgotten_is_not_counted_as_something_to_keep(tiny, tiny_task):
     config, rows = ReleaseConfig(max_new_tokens=8), tiny_task.retain[:4]
     task = tiny_task.but()

@@ -114,8 +114,7 @@ def test_other_types_come_from_sentences_about_them_and_nothing_is_not_kept_more
     said = [Generated("rains in Oslo. And so", (), False)]
     monkeypatch.setattr(tasks, "sampled", lambda *_: said)
     target = tasks.ner_person(chat)
-    many = [f"Ada laughs. {n}" for n in range(5)]
-    monkeypatch.setattr(tasks, "first_sentence", lambda text: text if "And" not in text else text[:17])
+    many = [f"On day {n} Ada laughs." for n in range(5)]
     task = target.task(chat, target, revealed(*(("Write.", s, 1.0) for s in many)))
     kept = [(e.prompt, e.response) for e in task.retain if e.group == "other types"]
     assert kept[0] == (entity_prompt("It rains in Oslo."), "Location: Oslo")
