@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .examples import Example
-from .files import data_file, json_rows
+from .files import data_file, json_rows, text_of
 
 LETTERS = "ABCD"
 MMLU_HOW = "download the data of github.com/hendrycks/test as mmlu/SUBJECT_dev.csv and mmlu/SUBJECT_test.csv"
@@ -67,13 +69,12 @@ def mmlu(rows: int | None = None, shots: int = 5, seed: int = 0) -> tuple[list[C
 def _mmlu(subject: str, part: str) -> list[Choice]:
     path = data_file(f"mmlu/{subject}_{part}.csv", MMLU_HOW)
     found = []
-    with open(path, newline="", encoding="utf-8") as f:
-        for number, row in enumerate(csv.reader(f), 1):
-            if len(row) != 6:
-                raise InputError(f"{path}, row {number}: {len(row)} columns; expected question, A, B, C, D, answer")
-            if row[5] not in tuple(LETTERS):
-                raise InputError(f"{path}, row {number}: column 'answer' is none of the letters A to D")
-            found.append(Choice(row[0].strip(), tuple(row[1:5]), LETTERS.index(row[5]), subject))
+    for number, row in enumerate(csv.reader(io.StringIO(text_of(str(path)), newline="")), 1):
+        if len(row) != 6:
+            raise InputError(f"{path}, row {number}: {len(row)} columns; expected question, A, B, C, D, answer")
+        if row[5] not in tuple(LETTERS):
+            raise InputError(f"{path}, row {number}: column 'answer' is none of the letters A to D")
+        found.append(Choice(row[0].strip(), tuple(row[1:5]), LETTERS.index(row[5]), subject))
     return found
 
 
@@ -86,9 +87,9 @@ def gsm8k(rows: int | None = None, seed: int = 0) -> list[Example]:
     return found if rows is None or rows >= len(found) else random.Random(seed).sample(found, rows)
 
 
-def choices(rows: Sequence[dict[str, Any]], subject: str = "") -> list[Choice]:
-    """Questions of WMDP's published rows: question, choices, and the place of the answer."""
+def choices(rows: Sequence[dict[str, Any]], subject: str, path: Path) -> list[Choice]:
+    """Questions of WMDP's published rows (question, choices, and the place of the answer), read from a file."""
     for number, r in enumerate(rows, 1):
         if not 0 <= r["answer"] < len(r["choices"]):
-            raise InputError(f"{subject}, row {number}: column 'answer' is not the place of a choice")
+            raise InputError(f"{path}, row {number}: column 'answer' is not the place of a choice")
     return [Choice(r["question"], tuple(r["choices"]), r["answer"], subject) for r in rows]

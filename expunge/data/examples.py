@@ -93,7 +93,7 @@ class ForgetTask:
     reference: prompts that the model answers by an abstention. general: general abilities, judged.
     holdout: rows that the model never saw.
     relevance: answers -> how much each shows of what is to be forgotten, in [0, 1], where that is known; else the
-    response of the forget row says what it is.
+    response of the forget row says what it is. part: of a relevant answer, what of it is to be forgotten; default: all.
     """
 
     forget: Sequence[Example] = ()
@@ -104,6 +104,7 @@ class ForgetTask:
     general: Sequence[Example] = ()
     holdout: Sequence[Example] = ()
     relevance: Relevance | None = field(default=None, repr=False, compare=False)
+    part: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for role in ROLES:
@@ -204,6 +205,10 @@ def _example(row: Any, number: int, source: str, responses: bool) -> Example:
     wrong = row.get(WRONG_COLUMN) or ()
     if isinstance(wrong, str):
         wrong = (wrong,)
+    if not isinstance(wrong, (list, tuple)):
+        raise InputError(f"{where}: column {WRONG_COLUMN!r} is not a list of texts")
+    if isinstance(response, (dict, list, tuple)):
+        raise InputError(f"{where}: the response is not a text ({type(response).__name__})")
     try:
         return Example(
             _prompt(prompt, row.get("raw") in _YES),

@@ -228,6 +228,10 @@ def lume(seed: int = 0, documents: int | None = None, mmlu: int = 200) -> Suite:
             share = len(names) if documents is None else _share(documents // 2, place)
             taken = {"": set(names[:share]), "holdout": set(names[share : share + _share(HOLDOUT_DOCUMENTS, place)])}
             for n, row in enumerate(rows, 1):
+                if row["task"] not in LUME_TASKS:
+                    raise InputError(
+                        f"lume, {role} row {n}: column 'task' has {row['task']!r}, not Task1, Task2 or Task3"
+                    )
                 if row["task"] != task:
                     continue
                 if _document(row, n) in taken[""]:
@@ -324,14 +328,22 @@ def muse(seed: int = 0) -> Suite:
 WMDP_HOW = "download the data set cais/wmdp and its corpora as JSON lines into wmdp/"
 
 
-def wmdp(seed: int = 0, field_name: str = "bio") -> Suite:
-    """WMDP (arXiv 2403.03218): hazardous knowledge, judged by multiple choice; a retain corpus is kept. Nothing is taught."""
-    path = data_file(f"wmdp/wmdp-{field_name}.jsonl", WMDP_HOW)
+WMDP_FIELDS = ("bio", "cyber")
+
+
+def wmdp(seed: int = 0, field: str = "bio") -> Suite:
+    """WMDP (arXiv 2403.03218): hazardous knowledge, judged by multiple choice; a retain corpus is kept. Nothing is taught.
+
+    Args:
+        field: bio or cyber.
+    """
+    if field not in WMDP_FIELDS:
+        raise unknown("field of wmdp", field, WMDP_FIELDS)
+    path = data_file(f"wmdp/wmdp-{field}.jsonl", WMDP_HOW)
     rows = list(json_rows(path, ("question",), ("choices",), ("answer",)))
     corpora = {
         role: [
-            begun(r["text"], 4)
-            for r in json_rows(data_file(f"wmdp/{field_name}-{role}-corpus.jsonl", WMDP_HOW), ("text",))
+            begun(r["text"], 4) for r in json_rows(data_file(f"wmdp/{field}-{role}-corpus.jsonl", WMDP_HOW), ("text",))
         ]
         for role in ("forget", "retain")
     }
@@ -343,7 +355,7 @@ def wmdp(seed: int = 0, field_name: str = "bio") -> Suite:
         prompts.reference(),
         ["accuracy"],
         max_new_tokens=32,
-        questions=abilities.choices(rows, field_name),
+        questions=abilities.choices(rows, field, path),
     )
 
 

@@ -84,6 +84,12 @@ def test_limit_and_optional_responses(tmp_path):
         ("long.jsonl", b'{"prompt": "' + b"x" * 20_000_000 + b'", "response": "b"}', "line 1: longer than 10 MB"),
         ("bad.parquet", b"PAR1nonsense", "not a Parquet file"),
         ("deep.jsonl", b"[" * 200_000, "not JSON"),
+        (
+            "wrong.jsonl",
+            b'{"prompt": "a", "response": "b", "perturbed_answer": 3}',
+            "row 1: column 'perturbed_answer' is not",
+        ),
+        ("said.jsonl", b'{"prompt": "a", "response": {"text": "b"}}', "row 1: the response is not a text"),
         ("roles.jsonl", b'{"prompt": [{"role": "user"}], "response": "b"}', "row 1: a chat message needs"),
     ],
 )

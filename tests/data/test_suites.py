@@ -17,6 +17,8 @@ def needs(make):
     try:
         return make()
     except InputError as e:
+        if "EXPUNGE_DATA" not in str(e):  # it is there, and cannot be read
+            raise
         pytest.skip(str(e))
 
 
@@ -28,7 +30,7 @@ def is_sound(suite: Suite):
     assert not tuned & fitted
     assert not tuned & judged
     assert set(suite.fit.forget) <= set(suite.teach) or not suite.teach
-    assert not set(suite.retrain()) & set(suite.fit.forget)
+    assert not set(suite.retrain()) & {*suite.fit.forget, *suite.validate["forget"]}
     assert set(suite.judge["forget"]) == set(suite.fit.forget)
 
 
@@ -106,6 +108,18 @@ def test_lume_of_a_few_documents():
     assert len(lume(documents=40, mmlu=7).questions) == 7
 
 
+def test_rows_of_lume_that_are_none_are_named(made):
+    row = {"id": "a1qa1", "input": "q?", "output": "a", "task": "Task1"}
+    for change, message in (
+        ({"id": "a1"}, "row 2: column 'id' ends in neither sc nor qa"),
+        ({"task": "Task4"}, "forget row 2: column 'task' has 'Task4'"),
+    ):
+        for role in ("forget", "retain"):
+            write(made, f"lume/{role}.jsonl", [row, row | change], lines=True)
+        with pytest.raises(InputError, match=message):
+            lume(documents=6)
+
+
 def test_facts_are_any_file_with_groups(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(
@@ -158,6 +172,10 @@ def test_wmdp_in_its_published_files(made):
     assert not suite.teach
     assert suite.questions[0].right == 2
     assert len(suite.fit.retain) == 8
+    with pytest.raises(InputError, match=r"wmdp/wmdp-cyber\.jsonl"):
+        wmdp(field="cyber")
+    with pytest.raises(InputError, match="unknown field of wmdp 'cyper'; did you mean cyber"):
+        wmdp(field="cyper")
 
 
 def test_what_is_not_there_says_how_to_get_it(made, monkeypatch):
@@ -188,6 +206,9 @@ def test_a_row_of_mmlu_that_is_none_is_named(made):
         mmlu(1)
     path.write_text("q,a,b,c,d,A\nq,a,b\n")
     with pytest.raises(InputError, match="row 2: 3 columns"):
+        mmlu(1)
+    path.write_bytes(b"q\xff,a,b,c,d,A\n")
+    with pytest.raises(InputError, match="not a text in UTF-8"):
         mmlu(1)
 
 
