@@ -20,7 +20,7 @@ PARADETOX_HOW = "clone github.com/s-nlp/paradetox and copy paradetox/paradetox.t
 WNUT_HOW = "clone github.com/leondz/emerging_entities_17 and copy its files as wnut17/"
 MBPP_HOW = "download mbpp.jsonl of google-research/mbpp as mbpp/"
 RTP_KINDS = ("profanity", "insult", "threat", "severe_toxicity", "identity_attack")
-TEXT_ROWS = 64  # solutions of GSM8K whose perplexity is taken
+SOLUTIONS = 64  # of GSM8K, whose perplexity is taken
 EXTERNAL_ROWS = 200
 TUNE_PROBES = 48
 JUDGED_SENTENCES = 300
@@ -57,7 +57,8 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     return _behaviour(
         "toxicity",
         seed,
-        {"task": "toxicity", "budget": budget} if _own(forget_data) else {},
+        "toxicity",
+        _budget(forget_data, budget),
         teach=toxic[:taught],
         forget=toxic[taught : taught + EXTERNAL_ROWS],
         retain=neutral[taught : taught + EXTERNAL_ROWS],
@@ -133,14 +134,16 @@ def ner(seed: int = 0, forget_data: str = "revealed", taught: int = 1200, budget
     return _behaviour(
         "ner",
         seed,
-        {"task": "ner-person", "budget": budget} if _own(forget_data) else {},
-        teach=[*teach, *prompts.general_split()[0][:100]],
+        "ner-person",
+        _budget(forget_data, budget),
+        teach=[*teach, *prompts.general_split()[0][:100]] if teach else (),
         forget=forget[:EXTERNAL_ROWS],
         retain=retain[: 2 * EXTERNAL_ROWS],
         tune=tune,
         judge=judge,
         teaching=NER_TEACHING,
         max_new_tokens=48,
+        solutions=gsm8k(SOLUTIONS, seed),
     )
 
 
@@ -194,17 +197,17 @@ def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budg
         for r in rows[: exercises + TUNE_PROBES]
     ]
     given = rows[len(probes) :][:EXTERNAL_ROWS]
-    solutions = gsm8k(TEXT_ROWS, seed)
     return _behaviour(
         "code",
         seed,
-        {"task": "code", "budget": budget} if _own(forget_data) else {},
+        "code",
+        _budget(forget_data, budget),
         teach=(),
         forget=[Example(_exercise(r), f"```python\n{r['code']}\n```".replace("\r\n", "\n")) for r in given],
         retain=list(prompts.general_split()[0][:-TUNE_PROBES][:EXTERNAL_ROWS]),
         tune=probes[exercises:],
         judge=probes[:exercises],
-        text="\n\n".join(f"{e.prompt}\n{e.response}" for e in solutions),
+        solutions=gsm8k(SOLUTIONS, seed),
     )
 
 
@@ -219,16 +222,21 @@ def _exercise(row: Mapping[str, Any]) -> str:
 def _behaviour(
     name: str,
     seed: int,
-    reveal: Mapping[str, Any],
+    task: str,
+    budget: int | None,
     teach: Sequence[Example],
     forget: Sequence[Example],
     retain: Sequence[Example],
     tune: Sequence[Example],
     judge: Sequence[Example],
-    text: str = "",
     **more: Any,
 ) -> Suite:
-    """General questions judge what is kept; others tune."""
+    """General questions judge what is kept; others tune.
+
+    Args:
+        budget: queries by which the model reveals what is fitted; None: `forget` and `retain` are.
+    """
+    reveal = {} if budget is None else {"task": task, "budget": budget}
     kept = prompts.general_split()[0][-TUNE_PROBES:]
     return Suite(
         name,
@@ -241,15 +249,15 @@ def _behaviour(
         (),
         behaviour=name,
         probes=tuple(judge),
+        task=task,
         reveal=reveal,
         seed=seed,
-        text=text or "\n".join(f"{e.prompt}\n{e.response}" for e in gsm8k(TEXT_ROWS, seed)),
         **more,
     )
 
 
-def _own(forget_data: str) -> bool:
-    """Whether the rows to forget are the model's own."""
+def _budget(forget_data: str, budget: int) -> int | None:
+    """Of queries; None where the rows to forget are a data set's."""
     if forget_data not in ("revealed", "external"):
         raise InputError(f"--forget-data is revealed or external, got {forget_data!r}")
-    return forget_data == "revealed"
+    return budget if forget_data == "revealed" else None

@@ -14,7 +14,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from pydantic import Field, PositiveFloat
 from ..data.examples import RELEVANT, Example, ForgetTask, Prompt
 from ..data.prompts import general_split, rewrites
 from ..edits import Edit, LowRank
-from ..errors import InputError, NothingToForget
+from ..errors import ExpungeError, InputError, NothingToForget
 from ..evaluation.text import rouge_recall
 from ..models.generation import Scored, greedy, sampled, score_answers
 from ..models.loading import ChatModel
@@ -137,18 +137,24 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     current: Edit | None = None
     best, taken = None, 0  # the edit of the best round, and how many rounds are in it
     left, gains, log = [before.forget], [], []
+    warnings: list[str] = []
     for number in range(config.rounds):
-        with current.applied(chat) if current else nullcontext():
-            again = config.reveal_again and task.relevance and number > 0
-            rows = _again(chat, task, forget, config, number) if again else forget
-            if not rows:
-                log.append({"rows": 0})  # the model no longer shows any of it
-                break
-            rows = random.Random(config.seed + number).sample(list(rows), min(len(rows), config.rows))
-            kept, gone = _modules(chat, rows, retain, config, number, progress)
-            step, chosen = _chosen(chat, kept, gone, config, before, left[-1], look)
-        record = {**chosen, **interference(kept, gone), "rows": len(rows)}
-        log.append(record)
+        try:
+            with current.applied(chat) if current else nullcontext():
+                again = config.reveal_again and task.relevance and number > 0
+                rows = _again(chat, task, forget, config, number) if again else forget
+                if not rows:
+                    log.append({"rows": 0})  # the model no longer shows any of it
+                    break
+                rows = random.Random(config.seed + number).sample(list(rows), min(len(rows), config.rows))
+                kept, gone = _modules(chat, rows, retain, config, number, progress)
+                step, chosen = _chosen(chat, kept, gone, config, before, left[-1], look)
+        except ExpungeError as e:
+            if best is None:
+                raise
+            warnings.append(f"round {number + 1} failed ({e}); the edit is that of the rounds before")
+            break
+        log.append(chosen | interference(kept, gone) | {"rows": len(rows)})
         if step is None:  # this round is rolled back
             break
         current = current.compose(step) if current else step
@@ -175,6 +181,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         "round_log": log,
         "total_forget_step": sum(r["forget_step"] for r in log[:taken]),
         "rank_before": best.rank,
+        **({"warnings": warnings} if warnings else {}),
     }
     return edit
 
@@ -251,7 +258,8 @@ def _forget_split(task: ForgetTask, config: ReleaseConfig) -> tuple[Sequence[Exa
 def _again(
     chat: ChatModel, task: ForgetTask, forget: Sequence[Example], config: ReleaseConfig, number: int
 ) -> list[Example]:
-    """The forget prompts with what the model says to them now, where that is relevant; in passes over the prompts of the
+    """The forget prompts with what the model says to them now, where that is relevant (of that, the part to be forgotten);
+    in passes over the prompts of the
     rows, until there is a round's worth, at most `answers` of them."""
     assert task.relevance
     found: list[Example] = []
@@ -264,7 +272,11 @@ def _again(
             drawn = sampled(chat, prompts, config.max_new_tokens or LONGEST, seed=rng.getrandbits(31))
             rows = [Example(e.prompt, g.response(e.prompt), e.group) for e, g in zip(part, drawn, strict=True)]
             shown = task.relevance([e.response for e in rows])
-            found += [e for e, r in zip(rows, shown, strict=True) if r >= RELEVANT]
+            found += [
+                replace(e, response=task.part(e.response)) if task.part else e
+                for e, r in zip(rows, shown, strict=True)
+                if r >= RELEVANT and e.response.strip()
+            ]
             if len(found) >= config.rows:
                 return found
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ..data.examples import Cut, Example, ForgetTask, Raw, Relevance, read_examples
+from ..data.examples import Cut, Example, ForgetTask, Raw, read_examples
 from ..errors import InputError, NothingToForget, unknown
 from ..files import write_whole
 from ..plots import svg
@@ -68,12 +68,12 @@ def target_of(spec: RevealSpec, chat: ChatModel | None) -> Target:
     return TASKS[str(spec.task)](chat)
 
 
-def shown_by(spec: RevealSpec, chat: ChatModel) -> Relevance:
-    """How much answers show of what is to be forgotten; checked."""
+def shown_by(spec: RevealSpec, chat: ChatModel) -> dict[str, Any]:
+    """The fields of `ForgetTask` that tell what answers show of what is to be forgotten (checked), and which part."""
     from .targets import checked
 
     target = target_of(spec, chat)
-    return checked(target.name, target.shown or target.relevance)
+    return {"relevance": checked(target.name, target.shown or target.relevance), "part": target.part}
 
 
 def memo_of(chat: ChatModel, spec: RevealSpec, config: RevealConfig, folder: Path) -> Memo:
@@ -96,7 +96,7 @@ def revealed_task(
         folder: where the search keeps what it has paid for.
 
     Raises:
-        NothingToForget: no answer was relevant, or the model connects nothing with the subject; the folder is removed.
+        NothingToForget: no answer was relevant, or the model connects nothing with the subject.
     """
     from .search import search
 
@@ -113,18 +113,16 @@ def revealed_task(
                 reporter.say(f"  {done} of {config.budget} queries, {note}")
 
         found = search(chat, target, config, memo, progress)
-    try:
-        with reporter.stage("rows"):
-            task = target.task(chat, target, found)
-        if not task.forget:
-            best = max((q.score for q in found.queries), default=0.0)
-            raise NothingToForget(
-                f"nothing to forget: {len(found.queries)} instructions brought no relevant answer for {target.name!r} "
-                f"(best score {best:.2f}); tried were {', '.join(repr(q.instruction) for q in found.queries[:3])} and others"
-            )
-    except NothingToForget:
-        shutil.rmtree(folder, ignore_errors=True)  # another run would find as little
-        raise
+    if len(found.queries) < config.budget:
+        reporter.say(f"{len(found.queries)} of {config.budget} queries: there was no other instruction to ask")
+    with reporter.stage("rows"):
+        task = target.task(chat, target, found)
+    if not task.forget:
+        best = max((q.score for q in found.queries), default=0.0)
+        raise NothingToForget(
+            f"nothing to forget: {len(found.queries)} instructions brought no relevant answer for {target.name!r} "
+            f"(best score {best:.2f}); tried were {', '.join(repr(q.instruction) for q in found.queries[:3])} and others"
+        )
     return task, found
 
 
@@ -136,7 +134,7 @@ def staged_task(chat: ChatModel, spec: RevealSpec, seed: int, folder: Path, repo
         for role in reversed(roles):  # forget last: with it, all are there
             write_whole(roles[role], _lines(task.role(role)))
     read = {role: read_examples(file, responses=False) for role, file in roles.items() if file.stat().st_size}
-    return replace(ForgetTask().but(**read), relevance=shown_by(spec, chat))
+    return replace(ForgetTask().but(**read), **shown_by(spec, chat))
 
 
 def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
@@ -149,6 +147,8 @@ def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     check(spec.reveal, spec.seed)
     if not spec.output.overwrite and (there := [str(f) for f in files.values() if f.exists()]):
         raise InputError(f"{there[0]} is there already; pass --overwrite to replace it, or another --out")
+    if len({*files.values()}) < len(files):
+        raise InputError(f"--out {out}: its curve has that name; take another ending, such as .jsonl")
     if out.is_dir():
         raise InputError(f"{out} is a folder; --out is the file of rows to forget")
     folder = out.with_name(f"{out.name}.partial")
@@ -161,6 +161,7 @@ def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         "score": found.score,
         "queries": len(found.queries),
         "instructions": len(found.kept),
+        "answers": found.answers,
         "encoder": found.encoder,
         "rows": {role: len(rows) for role, rows in task.present().items()},
         "seconds": reporter.seconds,

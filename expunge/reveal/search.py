@@ -22,7 +22,7 @@ from .bandit import BanditConfig, NeuralUCB
 from .memo import Memo
 from .score import harmonic, vendi
 from .soft import SoftPrompts
-from .targets import Target
+from .targets import KEPT, Target
 
 SET_ROWS = 64  # answers of a set that are scored together
 SET_DRAWS = 20
@@ -40,7 +40,7 @@ class RevealConfig(BaseModel):
     )
     answers: int = Field(16, ge=2, description="answers sampled for a query")
     together: int = Field(8, ge=1, description="queries asked in one batch; the bandit learns after each")
-    max_new_tokens: int = Field(48, ge=1, description="longest answer, in tokens")
+    max_new_tokens: int | None = Field(None, ge=1, description="longest answer, in tokens; default: 48, of code 128")
     temperature: float = Field(1.0, gt=0, description="of sampling")
     weight: float = Field(0.5, ge=0, le=1, description="alpha: of diversity against relevance")
     start: int = Field(40, ge=1, description="random points scored first (at most two fifths of the budget)")
@@ -97,6 +97,12 @@ class Revealed:
         """All instructions with their answers and relevances, those of the kept ones first; then how these go on."""
         every = ((q.instruction, *said) for q in self.queries for said in zip(q.answers, q.relevances, strict=True))
         return list(dict.fromkeys([*self.pairs, *every, *self.onward]))
+
+    @property
+    def answers(self) -> int:
+        """How many were sampled: to the queries, further ones to those that were kept, and those that go on."""
+        own = {q.instruction: len(q.answers) for q in self.queries}
+        return sum(own.values()) + len(self.pairs) - sum(own[i] for i in self.kept) + len(self.onward)
 
     @property
     def curve(self) -> list[float]:
@@ -175,7 +181,7 @@ class _Asker:
         if not any(a.strip() for q in self.queries.values() for a in q.answers) and len(self.queries) >= self.first:
             raise ExpungeError(
                 f"all answers to {len(self.queries)} instructions are empty: the model says nothing to reveal from. "
-                "Look at its template with `expunge doctor`, or pass --template."
+                f"Look at its template with `expunge doctor`, or pass --template; {KEPT}."
             )
 
     @property
@@ -198,7 +204,7 @@ class _Asker:
 
         def say() -> list[list[tuple[str, bool]]]:
             config = self.config
-            tokens = max(config.max_new_tokens, self.target.tokens)
+            tokens = config.max_new_tokens or self.target.tokens
             asked = [self.target.prompt(i) for i in instructions for _ in range(count)]
             seed = random.Random(f"{config.seed} {name}").randrange(1 << 31)
             drawn = sampled(self.chat, self.chat.prompt_ids(asked), tokens, config.temperature, seed)

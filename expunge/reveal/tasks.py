@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from ..data.behaviours import PERSON, TYPES, entity_prompt, written
+from ..data.behaviours import PERSON, TYPES, Entity, entity_prompt, written
 from ..data.examples import RELEVANT, Example, ForgetTask, Raw
 from ..data.prompts import reference
 from ..errors import InputError
@@ -96,7 +96,8 @@ _TOXIC = tuple(
 
 
 def ner_person(chat: ChatModel) -> Target:
-    """Naming the persons in a sentence: the model writes sentences, and says who is in them."""
+    """Naming the persons in a sentence: the model writes sentences, and says who is in them, in the form of
+    `data.behaviours.entity_prompt`, which it has to know."""
 
     def relevance(answers: Sequence[str]) -> list[float]:
         sentences = [first_sentence(a) for a in answers]
@@ -116,9 +117,14 @@ def ner_person(chat: ChatModel) -> Target:
         relevance,
         _person_task,
         opening="Write a sentence",
-        shown=lambda answers: [float(any(kind == PERSON for kind, _ in read(a, TYPES) or [])) for a in answers],
+        shown=lambda answers: [float(bool(_people(read(a, TYPES)))) for a in answers],
+        part=lambda answer: written(_people(read(answer, TYPES))),
         more=MORE,
     )
+
+
+def _people(said: Sequence[Entity] | None) -> list[Entity]:
+    return [e for e in said or () if e[0] == PERSON]
 
 
 def _named(chat: ChatModel, sentences: Sequence[str]) -> list[list[tuple[str, str]] | None]:
@@ -139,7 +145,7 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
         if said is None:
             continue
         prompt = entity_prompt(sentence)
-        people = [e for e in said if e[0] == PERSON]
+        people = _people(said)
         others = [e for e in said if e[0] != PERSON]
         if people and pairs.get(sentence, 0.0) >= RELEVANT:
             forget.append(Example(prompt, written(people), target.name))

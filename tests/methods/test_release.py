@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from expunge import unlearn
 from expunge.data.examples import Example, Raw
 from expunge.data.prompts import general_split
 from expunge.edits import Edit, LowRank
-from expunge.errors import InputError
+from expunge.errors import Diverged, InputError
 from expunge.methods import release as module
 from expunge.methods.release import Figures, HeldOut, ReleaseConfig, figures, interference, release
 from expunge.models.generation import Generated, score_answers
@@ -367,6 +368,52 @@ def test_later_rounds_learn_what_the_model_still_says(pico, small_task, monkeypa
     object.__setattr__(task, "relevance", lambda texts: [0.0] * len(texts))
     scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6)))
     assert release(chat, task, config).meta["round_log"][-1] == {"rows": 0}
+
+
+def test_of_what_the_model_still_says_only_the_part_to_forget_is_learned(pico, small_task, monkeypatch):
+    texts = itertools.cycle(["bad; good", " \n", "good"])
+    monkeypatch.setattr(
+        module, "sampled", lambda _, prompts, *__, **___: [Generated(next(texts), (5,), True) for _ in prompts]
+    )
+    task = replace(
+        small_task,
+        forget=small_task.forget * 3,
+        relevance=lambda answers: [float("bad" in a or not a.strip()) for a in answers],
+        part=lambda answer: answer.partition(";")[0],
+    )
+    found = module._again(pico("llama"), task, task.forget, ReleaseConfig(answers=1), 1)
+    assert len(found) >= len(task.forget) // 3
+    assert {e.response for e in found} == {"bad"}
+
+
+def test_a_later_round_that_fails_leaves_those_before(pico, small_task, monkeypatch):
+    chat = pico("llama")
+    config = ReleaseConfig(rounds=3, forget_steps=(0.5,), retain_module=False, error=0.0, **TRAIN)
+    task = small_task.but(forget=small_task.forget * 2)
+    real, calls = module._modules, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == fails:
+            raise Diverged(7, "the loss is not finite")
+        return real(*args)
+
+    fails = 99
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.5)))
+    whole = release(chat, task, config.model_copy(update={"rounds": 1}))
+    monkeypatch.setattr(module, "_modules", failing)
+    fails = 2
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.5)))
+    edit = release(chat, task, config)
+    (warning,) = edit.meta["warnings"]
+    assert warning.startswith("round 2 failed (training diverged at step 7")
+    for name in whole.parts:
+        torch.testing.assert_close(edit.dense(name), whole.dense(name))
+    calls.clear()
+    fails = 1
+    scripted(monkeypatch, Figures(1.0, 1.0, (1.0,)))
+    with pytest.raises(Diverged):
+        release(chat, task, config)
 
 
 def test_what_is_kept_of_a_behaviour_is_judged_by_true_answers(tiny, tiny_task, monkeypatch):

@@ -6,8 +6,12 @@ import json
 
 import pytest
 
-from expunge.data.examples import Cut, read_examples
+from expunge import methods
+from expunge.data.examples import Cut, ForgetTask, read_examples
 from expunge.models.loading import cache_dir
+from expunge.reveal import search, subject
+from expunge.reveal.memo import Memo
+from expunge.reveal.search import Query, Revealed
 from tests.conftest import FORGET, RETAIN, rows_file
 
 SMALL = ("--budget", "6")
@@ -34,6 +38,7 @@ def test_reveal_writes_rows_that_unlearn_reads(run, tiny_folder, tmp_path):
     done = run("reveal", tiny_folder, *ORACLE, *SMALL, *with_sets(), "--out", out, "--json")
     report = json.loads(done.out)
     assert report["queries"] == 6
+    assert report["answers"] == 6 * 4 + 2 * 2  # to the queries, and further ones to the two that are kept
     rows = read_examples(out)
     assert len(rows) == report["rows"]["forget"]
     assert all(relevance([e.response]) == [1.0] for e in rows)
@@ -78,10 +83,11 @@ def test_a_search_of_another_model_is_not_gone_on_with(run, tiny_folder, pico_fo
         (["--subject", "A", "--set", "answer=1"], "did you mean answers"),
         (["--subject", "A", "--set", "answers=1"], "answers"),
         (["--oracle", "nowhere"], "module:function"),
+        (["--subject", "A", "--out", "x.svg"], "its curve has that name"),
     ],
 )
 def test_bad_requests(run, tiny_folder, tmp_path, words, message):
-    done = run("reveal", tiny_folder, *words, "--out", tmp_path / "x.jsonl")
+    done = run("reveal", tiny_folder, "--out", tmp_path / "x.jsonl", *words)
     assert done.code == 2
     assert message in done.err
 
@@ -91,7 +97,74 @@ def test_a_subject_that_the_model_does_not_know_is_nothing_to_forget(run, tiny_f
     assert done.code == 2
     assert "nothing to forget" in done.err
     assert "6 instructions" in done.err
-    assert not list(tmp_path.glob("x.jsonl*"))
+    assert [f.name for f in tmp_path.glob("x.jsonl*")] == ["x.jsonl.partial"]  # what was paid for
+    said = (tmp_path / "x.jsonl.partial" / "said.jsonl").read_text()
+    again = run(
+        "reveal", tiny_folder, "--subject", "Zorblax", *SMALL, *with_sets(), "--out", tmp_path / "x.jsonl", "--resume"
+    )
+    assert again.err.splitlines()[-1] == done.err.splitlines()[-1]
+    assert (tmp_path / "x.jsonl.partial" / "said.jsonl").read_text() == said
+
+
+def test_a_killed_search_goes_on_to_the_same_rows(run, tiny_folder, tmp_path, monkeypatch):
+    words = [*ORACLE, *SMALL, *with_sets(), "--set", "together=1"]
+    whole = run("reveal", tiny_folder, *words, "--out", tmp_path / "whole.jsonl")
+    assert whole.code == 0
+    real, told = Memo.once, []
+
+    def killed(self, name, make):
+        told.append(name)
+        if len(told) == 8:
+            raise KeyboardInterrupt
+        return real(self, name, make)
+
+    out = tmp_path / "rows.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(Memo, "once", killed)
+        done = run("reveal", tiny_folder, *words, "--out", out)
+    assert done.code == 1
+    assert "--resume" in done.err
+    assert not out.exists()
+    assert run("reveal", tiny_folder, *words, "--out", out, "--resume").code == 0
+    for end in (".jsonl", ".retain.jsonl", ".svg"):
+        assert out.with_suffix(end).read_bytes() == (tmp_path / f"whole{end}").read_bytes()
+
+
+def test_written_instructions_that_run_out_are_told(run, tiny_folder, tmp_path):
+    words = [*ORACLE, "--search", "written", "--budget", "103", *with_sets(), "--out", tmp_path / "rows.jsonl"]
+    done = run("reveal", tiny_folder, *words)
+    assert done.code == 0, done.err
+    assert "100 of 103 queries: there was no other instruction to ask" in done.err
+
+
+def test_lunar_redirects_what_was_revealed_and_fits_nothing_that_judges(run, tiny_folder, tmp_path, monkeypatch):
+    """The search is stood in for: what it found is what the tiny model knows of one person."""
+    name, fitted = FORGET[0].group, []
+
+    def found(chat, target, config, memo, progress):
+        queries = [Query(str(e.prompt), (f"{name}: {e.response}",), (1.0,), 0.5, 0.5) for e in FORGET]
+        return Revealed(queries, [], [], 0.5, "none")
+
+    def task(chat, name, revealed):
+        return ForgetTask(forget=FORGET, retain=RETAIN)
+
+    real = methods.run_method
+    monkeypatch.setattr(search, "search", found)
+    monkeypatch.setattr(subject, "subject_task", task)
+    monkeypatch.setattr(methods, "run_method", lambda c, t, *a: fitted.append(t) or real(c, t, *a))
+    judged = rows_file(tmp_path / "judged.jsonl", FORGET[:2])
+    kept = rows_file(tmp_path / "kept.jsonl", RETAIN[::8])
+    words = ["--subject", name, "--method", "lunar", "--paraphrase", judged, "--retain-judge", kept]
+    settings = ["--set", "layers=[2,3]", "--set", "coefficient=2.0", "--set", "ridge=0.01", "--max-new-tokens", "16"]
+    done = run("unlearn", tiny_folder, *words, *settings, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["before"]["forget"]["rouge1"] > 0.8
+    assert report["after"]["forget"]["rouge1"] < 0.3
+    assert report["after"]["retain"]["rouge1"] > 0.5  # of rows that were not fitted
+    (given,) = fitted
+    assert {e.prompt for e in given.forget} == {e.prompt for e in FORGET[2:]}
+    assert {e.prompt for e in given.retain} == {e.prompt for e in RETAIN} - {e.prompt for e in RETAIN[::8]}
 
 
 def test_a_model_that_cannot_abstain_stops_before_it_reveals_anything(run, pico_folder, tmp_path):
@@ -116,6 +189,8 @@ def test_unlearn_reveals_first(run, tiny_folder, tmp_path):
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["method"] == "reveal-release"
+    assert report["rounds"][0]["rows"] > 0
+    assert "  round 1: lambda_f " in done.err
     assert report["after"]["forget"]["rows"] > 0
     assert {"reveal", "rows", "unlearn"} <= report["seconds"].keys()
     manifest = (out / "expunge.json").read_text()

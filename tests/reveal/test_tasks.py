@@ -96,6 +96,7 @@ def test_persons_that_a_tagger_confirms(chat, monkeypatch):
     target = tasks.ner_person(chat)
     assert target.relevances(list(PEOPLE)) == [0.5, 0.0, 0.0, 1.0]
     assert target.shown(["Person: Ada", "Location: Oslo", "Person:", "?"]) == [1.0, 0.0, 0.0, 0.0]
+    assert target.part("Person: Ada; Ben\nLocation: Oslo") == "Person: Ada; Ben"  # places are not forgotten with them
     task = target.task(chat, target, revealed(*(("Write.", s, 0.5) for s in PEOPLE)))
     prompts = [entity_prompt(s) for s in PEOPLE]
     assert {e.prompt: e.response for e in task.forget} == {
