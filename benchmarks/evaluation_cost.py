@@ -3,8 +3,9 @@
     python benchmarks/evaluation_cost.py --json
 
 400 rows of PISTOL-style contracts (forget 20, retain 380), the embedded model, answers of at most 64 tokens. The two are
-timed in turn, `--repeats` times, and the medians compared. Perturbed answers, gradient-norm and reference scores are
-left out: these need passes of their own.
+timed in turn, `--repeats` times, and the medians compared. The evaluation is all that `expunge evaluate` reports of
+these rows: intervals, refusal quality and coherence too. Perturbed answers, gradient-norm and reference scores are left
+out: these need passes of their own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main() -> None:
 
     from expunge import evaluate, load_model
     from expunge.data.pistol import contracts
+    from expunge.evaluation.refusal import add_refusal
     from expunge.models.generation import greedy, score_answers
 
     model = load_model("smollm2")
@@ -46,6 +48,7 @@ def main() -> None:
         taken["forward"].append(time.perf_counter() - begin)
         begin = time.perf_counter()
         found = evaluate(model, roles, max_new_tokens=MAX_NEW_TOKENS)
+        add_refusal(found, model, found.answers["forget"])
         found.intervals()
         taken["evaluation"].append(time.perf_counter() - begin)
     seconds = {name: statistics.median(values) for name, values in taken.items()}

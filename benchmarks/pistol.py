@@ -23,10 +23,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 def code() -> str:
     """A hash of the package and of this file: figures of other code are not taken up again."""
-    import expunge
+    from expunge.run import code_version
 
-    files = [Path(__file__), *sorted(Path(expunge.__file__).parent.rglob("*.py"))]
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+    return hashlib.sha256(code_version().encode() + Path(__file__).read_bytes()).hexdigest()[:12]
 
 
 def run(seed: int, out: Path, version: str) -> dict:

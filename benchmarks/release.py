@@ -4,8 +4,9 @@ data against a data set's. Resumable.
 
     python benchmarks/release.py code --seeds 0,1,2          (or toxicity, ner)
 
-One table (and one for a data set's rows) as of `expunge bench`, in --out; with each round's norms, cosines and
-|A_r A_f^T| in its results.jsonl.
+One table (and one for a data set's rows) as of `expunge bench`, in --out, and how far apart the two modules of a round
+are, mean over rounds and seeds; each round's in results.jsonl. The one step is as large as the rounds of the first row
+together, mean over seeds, and is taken whatever it costs; task-vector and ext-sub train as a module of a round does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import argparse
 import os
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge.bench.results import Results
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -34,10 +38,10 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--budget", type=int, default=100)
+    parser.add_argument("--taught", type=int, help="toxicity, ner: rows that the model is taught first")
     parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    from expunge.bench.results import Results
     from expunge.bench.runner import bench_run
     from expunge.bench.table import report
     from expunge.progress import Reporter
@@ -45,6 +49,7 @@ def main() -> None:
 
     out = args.out or Path("runs") / f"release-{args.suite}"
     seeds = tuple(map(int, args.seeds.split(",")))
+    taught = {} if args.taught is None else {"taught": args.taught}
 
     def bench(methods: tuple[str, ...], **size: Any) -> Results:
         spec = BenchSpec(
@@ -53,7 +58,7 @@ def main() -> None:
             methods=methods,
             seeds=seeds,
             regimes=("published",),
-            size=size,
+            size=taught | size,
             out=str(out),
         )
         return bench_run(spec, Reporter())
@@ -68,9 +73,35 @@ def main() -> None:
         total = round(statistics.mean(totals), 2)
         step = f"rounds=1:forget_steps=[{total}]:{UNLIMITED}"
         alone = f"{METHOD}:{step}:retain_module=false"
-        bench((f"{METHOD}:{step}", alone, f"task-vector:scale={total}", f"ext-sub:scale={total}"), budget=args.budget)
-    bench((METHOD,), forget_data="external")
+        trained = _training()
+        others = (f"{name}:scale={total}:{trained}" for name in ("task-vector", "ext-sub"))
+        own = bench((f"{METHOD}:{step}", alone, *others), budget=args.budget)
+    external = bench((METHOD,), forget_data="external")
     print(report(out))
+    print(apart({"revealed": own, "external": external}))
+
+
+def _training() -> str:
+    """How a module of a round is trained, as the settings of a variant."""
+    from expunge.methods.release import ReleaseConfig
+
+    config = ReleaseConfig()
+    return ":".join(f"{k}={getattr(config, k)}" for k in ("learning_rate", "epochs", "batch_size", "dropout"))
+
+
+def apart(found: dict[str, Results]) -> str:
+    """A table of cosines and |A_r A_f^T| between the modules of a round, mean over rounds and seeds."""
+    rounds: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for data, results in found.items():
+        for cell, record in results.cells.items():
+            logs = [r for r in record.get("round_log", ()) if "cosine" in r]
+            if logs:
+                rounds.setdefault((data, cell.variant or "as it comes"), []).extend(logs)
+    lines = ["| forget data | release | rounds | cosine | sum of abs(A_r A_f^T) |", "|---|---|---|---|---|"]
+    for (data, variant), logs in rounds.items():
+        cosine, entries = (statistics.mean(r[k] for r in logs) for k in ("cosine", "interference"))
+        lines.append(f"| {data} | {variant} | {len(logs)} | {cosine:.3f} | {entries:.1f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

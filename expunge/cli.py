@@ -76,7 +76,10 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code or 0)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing was written. `unlearn --resume` goes on from the finished stages", 1)
+        _fail(
+            "interrupted; nothing was written. `unlearn`, `demo` and `reveal` go on from what is finished with --resume",
+            1,
+        )
     except ExpungeError as e:
         _fail(str(e), e.exit_code)
     except OSError as e:

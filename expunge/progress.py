@@ -69,8 +69,8 @@ class Reporter:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)
 
-    def table(self, columns: dict[str, Evaluation], intervals: bool = False) -> None:
-        """One row a role and metric, one column an evaluation (before, taught, after); with 95% intervals if asked."""
+    def table(self, columns: dict[str, Evaluation]) -> None:
+        """One row a role and metric, one column an evaluation (before, taught, after); the last with 95% intervals."""
         from rich.table import Table
 
         table = Table(title=None)
@@ -80,21 +80,28 @@ class Reporter:
         for name in columns:
             table.add_column(name, justify="right")
         last = next(reversed(columns.values()))
+        bounds = last.intervals()
+
+        def between(role: str, metric: str) -> str:
+            found = bounds.get(role, {}).get(metric)
+            return f" ({found[0]:.3f} to {found[1]:.3f})" if found else ""
+
         for role, values in last.items():
             if not isinstance(values, dict):
                 continue
             for place, metric in enumerate(("rouge1", "abstention_rate", "probability", "extraction_strength")):
                 cells = [f"{e[role][metric]:.3f}" if role in e else "" for e in columns.values()]
-                if intervals:
-                    low, high = last.intervals()[role][metric]
-                    cells[-1] += f" ({low:.3f} to {high:.3f})"
+                cells[-1] += between(role, metric)
                 table.add_row(role if place == 0 else "", str(values["rows"]) if place == 0 else "", metric, *cells)
         for name, value in last.items():
             if isinstance(value, float) and name != "seconds":
                 digits = 1 if name == "deviation_score" else 3
                 scores = [f"{e[name]:.{digits}f}" if name in e else "" for e in columns.values()]
+                scores[-1] += between(name, name)
                 table.add_row("", "", name.replace("_", " "), *scores)
         self.console.print(table)
+        if encoder := last.get("refusal_encoder"):
+            self.say(f"refusal quality by {encoder}")
 
     def samples(self, task: dict[str, Sequence[Example]], columns: dict[str, Evaluation]) -> None:
         """Three answers a role, before and after; shown here only, never written."""

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,10 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
             )
     if spec.reveal.asked:
         shown = staged_task(chat, spec.reveal, spec.seed, stages.revealed, reporter)
-        fit = replace(fit, forget=shown.forget, retain=fit.retain or shown.retain, relevance=shown.relevance)
+        # What judges is fitted by no row that the model made, not even by chance.
+        judging = {e.prompt for rows in judge.present().values() for e in rows}
+        forget, retain = ([e for e in rows if e.prompt not in judging] for rows in (shown.forget, shown.retain))
+        fit = replace(fit, forget=forget, retain=fit.retain or retain, relevance=shown.relevance, part=shown.part)
         judge = judge.but(forget=fit.forget, retain=judge.retain or fit.retain[:JUDGED_ROWS])
     evaluations = {"before": look("before", judge)}
     if not fit.retain:
@@ -157,6 +161,9 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     found = stages.edit("unlearn", lambda: _unlearn(chat, fit, spec.method, settings, reporter))
     for warning in found.meta.get("warnings", ()):
         reporter.say(f"warning: {warning}")
+    rounds = [*found.meta.get("round_log", ())]
+    for number, one in enumerate(rounds, 1):
+        reporter.say(_round(number, one))
     if edit is not None:
         edit.revert(chat)
         found = edit.compose(found)
@@ -165,6 +172,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     report = {
         "method": spec.method,
         "edit": found.summary(),
+        **({"rounds": rounds} if rounds else {}),
         **{k: dict(v) for k, v in evaluations.items()},
         **({} if share is None else {"abstention_probe": share}),
         "seconds": reporter.seconds,
@@ -194,6 +202,18 @@ def _unlearn(chat: ChatModel, task: ForgetTask, name: str, settings: dict[str, A
 
     with reporter.stage("unlearn") as advance:
         return run_method(chat, task, name, settings, advance)
+
+
+def _round(number: int, log: dict[str, Any]) -> str:
+    """A round of release in a line."""
+    if "forget_step" not in log:
+        why = "no step kept what is to be kept" if log.get("tried") else "nothing of it is shown any more"
+        return f"  round {number}: {why}"
+    parts = [f"lambda_f {log['forget_step']:g}", f"lambda_r {log['retain_step'] * log['forget_step']:g}"]
+    parts += [f"{name} {log[name]:.3f}" for name in ("forget", "kept")]
+    parts += [f"norms {log['forget_norm']:.2f}, {log['retain_norm']:.2f}"] if "retain_norm" in log else []
+    parts += [f"cosine {log['cosine']:.3f}, |A_r A_f^T| {log['interference']:.1f}"] if "cosine" in log else []
+    return f"  round {number}: {', '.join(parts)}"
 
 
 def _write(chat: ChatModel, edit: Edit, spec: RunSpec, report: dict[str, Any], out: Path) -> None:
@@ -245,6 +265,13 @@ def versions() -> dict[str, str]:
     return {"expunge": __version__, "python": platform.python_version()} | {
         name: version(name) for name in ("torch", "transformers", "peft", "safetensors", "numpy")
     }
+
+
+@cache
+def code_version(part: str = "") -> str:
+    """A hash of the package's source files, or of those of a part of it."""
+    files = sorted((Path(__file__).parent / part).rglob("*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 
 
 def salt() -> bytes:
@@ -328,9 +355,8 @@ class _Stages:
 
 def evaluate_run(spec: RunSpec, abilities: AbilitySpec, reporter: Reporter) -> Evaluation:
     """Evaluates the roles for which a file is given, and the abilities that are asked for."""
-    from .evaluation.refusal import refusal_scores
+    from .evaluation.refusal import add_refusal
     from .evaluation.scores import JUDGED, Evaluation, evaluate
-    from .evaluation.text import coherence
 
     roles: dict[str, Any] = {}
     if spec.data.data:
@@ -352,27 +378,24 @@ def evaluate_run(spec: RunSpec, abilities: AbilitySpec, reporter: Reporter) -> E
         with reporter.stage("evaluate", sum(len(r) for r in roles.values())) as advance:
             result = evaluate(chat, task, **spec.evaluation.model_dump(), progress=advance)
     if answers := result.answers.get("forget"):
-        result |= refusal_scores(chat, answers) | {"coherence": coherence(answers)}
-    result |= _abilities(chat, abilities, reporter)
+        add_refusal(result, chat, answers)
+    _add_abilities(result, chat, abilities, reporter)
     return result
 
 
-def _abilities(chat: ChatModel, spec: AbilitySpec, reporter: Reporter) -> dict[str, float]:
+def _add_abilities(found: Evaluation, chat: ChatModel, spec: AbilitySpec, reporter: Reporter) -> None:
     """Accuracies and perplexity by name."""
     from .data.abilities import gsm8k, mmlu
     from .evaluation import abilities, harness, likelihood
 
-    found: dict[str, float] = {}
     if spec.mmlu:
         questions, solved = mmlu(spec.mmlu)
         with reporter.stage("mmlu", len(questions)) as advance:
-            right = abilities.choice_accuracy(chat, questions, solved, advance)
-        found["mmlu"] = sum(right) / len(right)
+            found.add("mmlu", abilities.choice_accuracy(chat, questions, solved, advance))
     if spec.gsm8k:
         problems = gsm8k(spec.gsm8k)
         with reporter.stage("gsm8k", len(problems)) as advance:
-            right = abilities.gsm8k_accuracy(chat, problems, progress=advance)
-        found["gsm8k"] = sum(right) / len(right)
+            found.add("gsm8k", abilities.gsm8k_accuracy(chat, problems, progress=advance))
     if spec.text:
         with reporter.stage("perplexity"):
             found["perplexity"] = likelihood.perplexity(chat, text_of(spec.text))
@@ -380,7 +403,6 @@ def _abilities(chat: ChatModel, spec: AbilitySpec, reporter: Reporter) -> dict[s
         with reporter.stage("lm-eval"):
             tasks = harness.harness(chat, spec.lm_eval, spec.lm_eval_limit)
         found |= {f"{task} {metric}": value for task, values in tasks.items() for metric, value in values.items()}
-    return found
 
 
 def revert_run(checkpoint: Path, edit: Path, out: Path, overwrite: bool) -> None:

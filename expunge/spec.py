@@ -122,7 +122,9 @@ class RevealSpec(_Part):
     """What the model itself is asked to reveal, in place of rows to forget."""
 
     subject: str | None = Field(None, description="reveal all of a subject, by its name", json_schema_extra=PRIVATE)
-    task: Literal["toxicity", "ner-person", "code"] | None = Field(None, description="toxicity, ner-person or code")
+    task: Literal["toxicity", "ner-person", "code"] | None = Field(
+        None, description="toxicity, ner-person (of a model that was taught the form of the answers) or code"
+    )
     oracle: str | None = Field(
         None,
         description="module:function that gives each of a list of answers a relevance from 0 to 1",

@@ -79,13 +79,17 @@ def demo(
     subject: Annotated[
         str | None, typer.Option(help="reveal what to forget of this subject, in place of the demo's rows")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the finished stages of an interrupted run")
+    ] = False,
 ) -> None:
     from .demo import demo_spec
     from .progress import Reporter
     from .run import unlearn_run
 
     reporter = Reporter(quiet)
-    flags = {"output.out": out, "output.overwrite": overwrite, "seed": seed, "reveal.subject": subject}
+    flags = {"output.out": out, "output.overwrite": overwrite, "output.resume": resume, "seed": seed}
+    flags["reveal.subject"] = subject
     spec = demo_spec({**given, **flags})
     _finish(unlearn_run(spec, reporter), reporter, json)
 
@@ -181,7 +185,6 @@ def evaluate(
     json: bool,
     quiet: bool,
     rows: Annotated[str | None, typer.Option(help="file for the per-row values (JSON)")] = None,
-    intervals: Annotated[bool, typer.Option("--intervals", help="95% bootstrap intervals beside the means")] = False,
 ) -> None:
     from .files import write_whole
     from .progress import Reporter
@@ -194,9 +197,9 @@ def evaluate(
     if rows:
         write_whole(Path(rows), _dump(result.rows))
     if json:
-        _print({**result, **({"intervals": result.intervals()} if intervals else {})})
+        _print({**result, "intervals": result.intervals()})
     else:
-        reporter.table({"value": result}, intervals)
+        reporter.table({"value": result})
 
 
 def _dump(value: Any) -> str:
@@ -231,6 +234,7 @@ def bench(
     ] = None,
     split: Annotated[str | None, typer.Option(help="tofu: forget01, forget05 or forget10")] = None,
     authors: Annotated[int | None, typer.Option(help="tofu: authors taught in all")] = None,
+    field: Annotated[str | None, typer.Option(help="wmdp: bio or cyber")] = None,
     documents: Annotated[int | None, typer.Option(help="lume: documents taught in all")] = None,
     mmlu: Annotated[int | None, typer.Option(help="lume: questions of MMLU")] = None,
     forget_data: Annotated[
@@ -271,6 +275,7 @@ def bench(
         "graph": graph,
         "split": split,
         "authors": authors,
+        "field": field,
         "documents": documents,
         "mmlu": mmlu,
         "forget_data": forget_data,

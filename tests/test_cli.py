@@ -55,6 +55,15 @@ def test_unlearn_writes_a_whole_checkpoint_with_its_evidence(run, tiny_folder, f
     assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=out, check=False).returncode == 0
 
 
+def test_a_run_that_diverges_says_so_and_leaves_nothing(run, tiny_folder, files, tmp_path):
+    words = [w for role in ("forget", "retain") for w in (f"--{role}", files[role])]
+    settings = ["--method", "ga", "--set", "learning_rate=100", "--set", "epochs=3", "--set", "adapter=full"]
+    code, _, err = run("unlearn", tiny_folder, *words, *settings, "--out", tmp_path / "out")
+    assert code == 1
+    assert "training diverged at step" in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_in_the_output_names_the_subject(run, tiny_folder, files, tmp_path):
     out = tmp_path / "out"
     secret = tmp_path / "shakespeare-and-co.jsonl"
@@ -142,7 +151,6 @@ def test_evaluate_prints_one_document_of_the_agreed_shape(run, tiny_folder, file
         "--retain",
         files["retain"],
         "--json",
-        "--intervals",
         "--rows",
         tmp_path / "r.json",
     )
@@ -166,8 +174,9 @@ def test_evaluate_abilities_alone(run, tiny_folder, tmp_path, monkeypatch):
     )
     assert code == 0
     found = json.loads(text)
-    assert set(found) == {"gsm8k", "perplexity"}
+    assert set(found) == {"gsm8k", "perplexity", "intervals"}
     assert found["perplexity"] > 1
+    assert found["intervals"] == {"gsm8k": {"gsm8k": [found["gsm8k"]] * 2}}  # one problem
     code, _, err = run("evaluate", tiny_folder, "--text", tmp_path / "text.txt")
     assert code == 0
     assert f"{found['perplexity']:.3f}" in err
@@ -240,6 +249,42 @@ def test_dry_run_names_a_taught_direction(run, tiny, tiny_folder, files, tmp_pat
         settings = json.loads(text)["settings"]
         assert settings["direction"] == shown
         assert settings["answers"] == (250 if shown == "own" else 80)
+
+
+def test_bench_prints_its_table_and_draws_it_anew(run, tiny_folder, tmp_path):
+    groups = [{"prompt": e.prompt, "response": e.response, "group": "AB"[n % 2]} for n, e in enumerate(FACTS)]
+    data, out = tmp_path / "facts.jsonl", tmp_path / "bench"
+    data.write_text("\n".join(map(json.dumps, groups)))
+    words = ["bench", "facts", "--model", tiny_folder, "--data", data, "--forget-group", "A", "--methods", "ga"]
+    words += ["--regimes", "published", "--seeds", "0,1", "--out", out]
+    code, text, err = run(*words)
+    assert code == 0, err
+    assert "6 cells to run, about" in err
+    assert "| ga | published | 2 |" in text
+    code, again, err = run("bench", "report", out)
+    assert (code, again, err) == (0, text, "")
+    code, other, _ = run("bench", "report", out, "--metrics", "probability")
+    assert "forget probability" in other
+    code, found, _ = run(*words, "--json")
+    assert [c["cell"][:2] for c in json.loads(found)["cells"]] == [
+        [n, name] for n in (0, 1) for name in ("retrained", "taught", "ga")
+    ]
+    code, _, err = run("bench", "report", out, "--metrics", "rogue1")
+    assert code == 2
+    assert "unknown metric 'rogue1'; did you mean rouge1" in err
+    code, _, err = run(*words, "--seeds", "one")
+    assert code == 2
+    assert "--seeds takes whole numbers with commas, got 'one'" in err
+
+
+def test_an_interrupted_bench_says_what_is_kept(run, tiny_folder, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("expunge.bench.runner.bench_run", interrupted)
+    code, _, err = run("bench", "pistol", "--model", tiny_folder, "--out", tmp_path / "out")
+    assert code == 1
+    assert "finished cells are kept, and the same command goes on" in err
 
 
 def test_methods_and_pistol(run, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..data.examples import Example
@@ -17,6 +17,7 @@ ROWS = 16
 TRAINED = 3.2  # a training step costs so many forward passes
 LUNAR_PASSES = 6.0  # forward passes over the fitted rows, rewrites and own answers included, for each of its places
 ANSWER_SHARE = 0.6  # of the longest answers, how long the usual one is
+QUESTION_TOKENS = 120  # of a multiple-choice question
 QUERY_TOKENS = 800  # generated for a query that reveals
 ONWARD_TOKENS = 250  # and for each relevant answer that is sought by going on after others
 
@@ -32,12 +33,15 @@ class Rates:
         chat = bench.chat
         prompts, answers = chat.prompt_ids([e.prompt for e in rows]), chat.answer_ids([e.response for e in rows])
         self.tokens = sum(map(len, prompts)) / len(rows) + sum(map(len, answers)) / len(rows)
-        begin = time.perf_counter()
-        score_answers(chat, prompts, answers)
-        self.forward = (time.perf_counter() - begin) / (self.tokens * len(rows))
-        begin = time.perf_counter()
-        made = greedy(chat, prompts, 16)
-        self.generate = (time.perf_counter() - begin) / max(sum(len(g.tokens) for g in made), 1)
+        made = greedy(chat, prompts, 16)  # the first call of a model is slow, and not measured
+        self.generate = _seconds(lambda: greedy(chat, prompts, 16)) / max(sum(len(g.tokens) for g in made), 1)
+        self.forward = _seconds(lambda: score_answers(chat, prompts, answers)) / (self.tokens * len(rows))
+
+
+def _seconds(make: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    make()
+    return time.perf_counter() - begin
 
 
 def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
@@ -58,6 +62,11 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     def judging(roles: Mapping[str, Sequence[Example]]) -> float:
         count = sum(map(len, roles.values())) + len(suite.probes)
         return count * (rates.tokens * rates.forward + suite.max_new_tokens * ANSWER_SHARE * rates.generate)
+
+    def judged() -> float:
+        norms = sum(len(suite.judge[r]) for r in ("forget", "holdout")) if "holdout" in suite.judge else 0
+        passes = len(suite.questions) * QUESTION_TOKENS + norms * rates.tokens * TRAINED
+        return judging(suite.judge) + passes * rates.forward
 
     epochs = int(suite.teaching.get("epochs", 0))
     learned = [rows for rows in (suite.teach, suite.retrain()) if rows and not bench.cached(rows).is_dir()]
@@ -88,13 +97,15 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
         return fits * fit(cell) + trials * judging(suite.validate)
 
     for cell in cells:
-        total += judging(suite.judge)
+        total += judged()
         if cell.regime == "published":
             total += fit(cell)
         elif cell.regime == "tuned":
             total += search(cell)
         elif cell.regime == "equal-time":
+            own = method(cell.method).configure(**settings.published(cell.method, cell.variant))
             total += search(cell._replace(method="lunar", variant=""))
+            total += fit(cell) * sum(settings.TIMED_EPOCHS) / max(getattr(own, "epochs", 1), 1)
     return total
 
 

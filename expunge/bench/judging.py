@@ -11,13 +11,12 @@ from ..data.examples import Example
 from ..data.suite import Suite
 from ..edits import Edit
 from ..evaluation import privacy
-from ..evaluation.abilities import choice_accuracy
+from ..evaluation.abilities import choice_accuracy, gsm8k_accuracy
 from ..evaluation.behaviours import BEHAVIOURS
 from ..evaluation.headlines import HEADLINES
 from ..evaluation.likelihood import perplexity
-from ..evaluation.refusal import refusal_scores
+from ..evaluation.refusal import add_refusal
 from ..evaluation.scores import Evaluation, evaluate
-from ..evaluation.text import coherence
 from ..models.generation import score_answers
 from ..models.loading import ChatModel
 from ..models.training import rows_of
@@ -31,6 +30,7 @@ def judge(
     edit: Edit | None,
     retrained: Evaluation | None,
     is_retrained: bool,
+    arithmetic: bool,
     batch_size: int,
     progress: Callable[[int], None],
 ) -> tuple[Evaluation, dict[str, Any]]:
@@ -38,7 +38,7 @@ def judge(
 
     Args:
         retrained: the retrained model's evaluation; None where there is none.
-        is_retrained: whether the model is that one itself.
+        is_retrained: whether the model is that one itself. arithmetic: whether it is asked for solutions, too.
     """
     with applied(edit, chat):
         found = evaluate(
@@ -50,32 +50,44 @@ def judge(
             progress=progress,
         )
         if suite.questions:
-            right = choice_accuracy(chat, suite.questions)
-            found["accuracy"] = sum(right) / len(right)
+            found.add("accuracy", choice_accuracy(chat, suite.questions))
         if "holdout" in found:
-            norms = [_gradient_norms(chat, suite, role) for role in ("forget", "holdout")]
-            found["auc_gradient_norm"] = privacy.auc(*norms)
+            norms = {role: _gradient_norms(chat, suite, role) for role in ("forget", "holdout")}
+            found["auc_gradient_norm"] = privacy.auc(*norms.values())
+            for role, values in norms.items():
+                for row, value in zip(found.rows[role], values, strict=True):
+                    row["gradient_norm"] = value
         done: dict[str, float] = {}
         if suite.behaviour:
             done = BEHAVIOURS[suite.behaviour].judged(chat, suite.probes, suite.seed)
         if suite.text:
             done["perplexity"] = perplexity(chat, suite.text)
+        if suite.solutions:
+            done["perplexity"] = math.exp(_loss(chat, suite.solutions))
+            if arithmetic:
+                found.add("gsm8k", gsm8k_accuracy(chat, suite.solutions))
     spoken = "forget" if "forget" in suite.judge else next(iter(suite.judge))
     answers = found.answers[spoken]
     gold = found if is_retrained else retrained
     if gold and "holdout" in found:
         found["auc_reference"] = privacy.auc(*(privacy.reference(found, gold, r) for r in ("forget", "holdout")))
+    add_refusal(found, chat, answers, _perplexities(chat, suite.judge[spoken], answers))
     return found, {
         "metrics": dict(found),
         "headline": {name: HEADLINES[name](found, gold) for name in suite.headline} | done,
         "intervals": found.intervals(),
-        **refusal_scores(chat, answers),
-        "coherence": coherence(answers, _perplexities(chat, suite.judge[spoken], answers)),
     }
 
 
 def _gradient_norms(chat: ChatModel, suite: Suite, role: str) -> list[float]:
     return privacy.gradient_norm(chat, rows_of(chat, [(e.prompt, e.response) for e in suite.judge[role]]))
+
+
+def _loss(chat: ChatModel, rows: Sequence[Example]) -> float:
+    """Of the rows' responses, a token, in nats."""
+    scored = score_answers(chat, chat.prompt_ids([e.prompt for e in rows]), chat.answer_ids([e.response for e in rows]))
+    logs = [x for s in scored for x in s.log_probs]
+    return -sum(logs) / len(logs)
 
 
 def _perplexities(chat: ChatModel, rows: Sequence[Example], answers: Sequence[str]) -> list[float]:

@@ -9,22 +9,25 @@ from typing import Any
 
 from ..data.suites import suite_of
 from ..errors import InputError
+from ..evaluation.behaviours import BEHAVIOURS
 from ..methods import method
 from ..progress import Reporter
 from ..run import versions
-from ..spec import BenchSpec
+from ..spec import BenchSpec, RevealSpec, checked
 from . import settings
 from .estimate import Rates, seconds, words
 from .results import Cell, Results, digest
-from .seed import RETRAINED, TAUGHT, Bench
+from .seed import BASE, RETRAINED, TAUGHT, Bench
 
 
 def cells_of(spec: BenchSpec, seed: int) -> list[Cell]:
     """All cells of a seed, in the order in which they run: what others need comes first, the retrained model and LUNAR,
     whose time the equal-time regime is given."""
     ordered = sorted(dict.fromkeys(map(settings.parsed, spec.methods)), key=lambda item: item != ("lunar", ""))
+    taught = spec.suite in BEHAVIOURS and suite_of(spec.suite, spec.size, seed).teach
     return [
         Cell(seed, RETRAINED),
+        *([Cell(seed, BASE)] if taught else ()),  # whether it has the ability as it comes
         Cell(seed, TAUGHT),
         *(
             Cell(seed, name, regime, variant)
@@ -93,7 +96,7 @@ def _in_processes(spec: BenchSpec, left: dict[int, list[Cell]], reporter: Report
     from concurrent.futures import ProcessPoolExecutor
 
     def first(cell: Cell) -> bool:
-        return cell.row[0] in (TAUGHT, RETRAINED) or (cell.method, cell.variant) == ("lunar", "")
+        return cell.method in (BASE, TAUGHT, RETRAINED) or (cell.method, cell.variant) == ("lunar", "")
 
     for early in (True, False):
         with ProcessPoolExecutor(spec.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
@@ -126,6 +129,8 @@ def check(spec: BenchSpec) -> None:
             "equal-time compares seconds, which processes side by side take from each other: leave out --jobs"
         )
     suite = suite_of(spec.suite, spec.size, spec.seeds[0])
+    if suite.reveal:
+        checked(RevealSpec, dict(suite.reveal))
     for name, variant in map(settings.parsed, spec.methods):
         if "tuned" in spec.regimes:
             settings.grid(name, variant, spec.trials, len(suite.fit.forget) or settings.REVEALED_ROWS)

@@ -19,19 +19,18 @@ from ..errors import Diverged, ExpungeError, InputError
 from ..evaluation.behaviours import BEHAVIOURS
 from ..evaluation.scores import Evaluation
 from ..methods import method, run_method
-from ..methods.tuning import rouge, trial_loss
+from ..methods.tuning import rouge, spoken, trial_loss
 from ..models.loading import ChatModel, cache_dir, load_model, resolve
 from ..models.training import TrainConfig, rows_of, train
 from ..progress import Reporter
-from ..reveal.run import staged_task
-from ..run import versions
+from ..reveal.run import reveal_config, shown_by, staged_task
+from ..run import code_version, versions
 from ..spec import BenchSpec, RevealSpec
 from . import memory, settings
 from .judging import applied, judge
 from .results import Cell, Results, digest
 
-TAUGHT, RETRAINED = "taught", "retrained"
-TIMED_EPOCHS = (1, 3)  # of equal-time: the difference is two epochs without what comes once
+BASE, TAUGHT, RETRAINED = "base", "taught", "retrained"
 
 
 class Bench:
@@ -73,19 +72,28 @@ class Bench:
 
     @cached_property
     def _content(self) -> str:
-        """A hash of the suite's rows and settings, and of the model."""
-        return digest([self.suite.content(), self._identity])
+        """A hash of the suite's rows and settings, of the model, and of what makes rows by which settings."""
+        made: list[Any] = []
+        if self.suite.reveal:
+            config = reveal_config(RevealSpec(**self.suite.reveal), self.seed)
+            made = [config.model_dump(mode="json"), code_version("reveal")]
+        return digest([self.suite.content(), self._identity, *made])
 
     def stamp(self, cell: Cell) -> str:
-        """A hash of what the cell is made from, so that one made from something else is not taken up again."""
+        """A hash of what the cell is made from, so that one made from something else is not taken up again: rows, model,
+        and all settings, defaults too. Of the code itself a cell only says by which version it was made."""
+
+        def whole(given: dict[str, Any]) -> dict[str, Any]:
+            return method(cell.method).configure(**given).model_dump(mode="json")
+
         made: Any = None
         if cell.regime == "published":
-            made = settings.published(cell.method, cell.variant)
+            made = whole(settings.published(cell.method, cell.variant))
         elif cell.regime == "tuned":
-            made = self._grid(cell)
+            made = [whole(point) for point in self._grid(cell)]
         elif cell.regime == "equal-time":
             beside = self._beside(cell)
-            made = beside and [*beside[0], beside[1].get("seconds_in_all"), beside[2].get("settings")]
+            made = beside and [*beside[0], beside[1].get("seconds_in_all"), whole(beside[2].get("settings", {}))]
         return digest([self._content, made])[:16]
 
     def finished(self, cell: Cell) -> bool:
@@ -99,7 +107,8 @@ class Bench:
     def fit(self) -> ForgetTask:
         """What a method is given: the suite's, or what the model as it stands reveals; kept beside the results."""
         if not self.suite.reveal:
-            return self.suite.fit
+            shown = shown_by(RevealSpec(task=self.suite.task), self.chat) if self.suite.task else {}
+            return replace(self.suite.fit, **shown)
         spec = RevealSpec(**self.suite.reveal)
         found = staged_task(self.chat, spec, self.seed, self.revealed, self.reporter)
         held = {e.prompt for e in self.suite.fit.validation}
@@ -138,7 +147,7 @@ class Bench:
             record = {"diverged": e.step, "message": str(e), "seconds": time.perf_counter() - begin}
         except Exception as e:  # whatever it is, it stands in the table, and the other cells go on
             record = {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]}
-        self.results.add(cell, record | {"stamp": self.stamp(cell), "machine": _machine()})
+        self.results.add(cell, record | {"stamp": self.stamp(cell), "machine": _machine(), "code": code_version()})
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         if cell.method == RETRAINED:
@@ -146,6 +155,8 @@ class Bench:
                 return {"skipped": "no model to retrain: the suite teaches no rows to leave out"}
             with self.retrained.applied(self.chat):
                 return self._judged(cell)
+        if cell.method == BASE:
+            return self._judged(cell)
         gold = Cell(self.seed, RETRAINED)
         if not self.finished(gold):
             raise ExpungeError(
@@ -193,7 +204,7 @@ class Bench:
             return self._made(cell, base | points[0])
         begin = time.perf_counter()
         before = self._kept()
-        most = (self._shown() or 1.0) if self.suite.behaviour else 1.0  # a behaviour counts relative to before
+        most = (self._shown()[0] or 1.0) if self.suite.behaviour else 1.0  # a behaviour counts relative to before
         best: tuple[float, Edit, dict[str, Any]] | None = None
         tried: list[dict[str, Any]] = []
         for point in points:
@@ -203,8 +214,8 @@ class Bench:
                 tried.append(point | {"diverged": e.step})
                 continue
             with edit.applied(self.chat):
-                shown, kept = self._shown(), self._kept()
-            value = trial_loss(shown / most, kept, before)
+                (shown, broken), kept = self._shown(), self._kept()
+            value = trial_loss(shown / most, kept, before, broken)
             tried.append(point | {"loss": value, "seconds": record["seconds"]})
             if best is None or value < best[0]:
                 best = value, edit, record
@@ -241,23 +252,29 @@ class Bench:
         def seconds(epochs: int) -> float:
             return self._made(cell, known["settings"] | {"epochs": epochs})[1]["seconds"]
 
-        first, later = (seconds(n) for n in TIMED_EPOCHS)
-        epoch = (later - first) / (TIMED_EPOCHS[1] - TIMED_EPOCHS[0])
+        first, later = (seconds(n) for n in settings.TIMED_EPOCHS)
+        epoch = (later - first) / (settings.TIMED_EPOCHS[1] - settings.TIMED_EPOCHS[0])
         if epoch <= 0:  # so short that chance decides
-            epoch = later / TIMED_EPOCHS[1]
-        more = max(round(TIMED_EPOCHS[0] + (record["seconds_in_all"] - first) / epoch), 1)
+            epoch = later / settings.TIMED_EPOCHS[1]
+        more = max(round(settings.TIMED_EPOCHS[0] + (record["seconds_in_all"] - first) / epoch), 1)
         edit, made = self._made(cell, known["settings"] | {"epochs": more})
         return edit, made | {"beside": lunar.regime}
 
     def _kept(self) -> float:
         return rouge(self.chat, self.suite.validate["retain"])
 
-    def _shown(self) -> float:
-        """How much of what is to be forgotten the rows that tune still show."""
+    def _shown(self) -> tuple[float, float]:
+        """(how much of what is to be forgotten the rows that tune still show, the share of broken answers to them: 0 of a
+        behaviour, which counts its own)."""
         rows = self.suite.validate["forget"]
         if self.suite.behaviour:
-            return BEHAVIOURS[self.suite.behaviour].shown(self.chat, rows, self.seed)
-        return rouge(self.chat, rows)
+            return BEHAVIOURS[self.suite.behaviour].shown(self.chat, rows, self.seed), 0.0
+        return spoken(self.chat, rows)
+
+    def _solves(self, cell: Cell) -> bool:
+        """Whether a model is asked to solve problems: one that solved none before is not asked again."""
+        before = self.results.cells.get(Cell(self.seed, TAUGHT), {}).get("metrics", {})
+        return cell.method in (BASE, TAUGHT) or before.get("gsm8k", 1) > 0
 
     def _judged(self, cell: Cell, edit: Edit | None = None) -> dict[str, Any]:
         """What the judging rows say of the model as it stands, with `edit` applied."""
@@ -265,11 +282,11 @@ class Bench:
         rows = self.results.rows(gold) if cell != gold and self.finished(gold) else None
         with self.reporter.stage(f"judge {cell.label}", sum(map(len, self.suite.judge.values()))) as advance:
             found, record = judge(
-                self.chat, self.suite, edit, Evaluation.of(rows) if rows else None, cell == gold, self.spec.batch_size,
-                advance,
+                self.chat, self.suite, edit, Evaluation.of(rows) if rows else None, cell == gold, self._solves(cell),
+                self.spec.batch_size, advance,
             )  # fmt: skip
         self.results.keep_rows(cell, found.record())
-        return record
+        return record | {"max_new_tokens": self.suite.max_new_tokens}
 
 
 def _machine() -> str:

@@ -17,6 +17,7 @@ from ..methods import method
 REGIMES = ("published", "tuned", "equal-time")
 STEPS = 5  # of an epoch in the tuned regime: the usual batch of 32 would be one step for a small forget set
 SMALLEST_BATCH = 4
+TIMED_EPOCHS = (1, 3)  # of equal-time: the difference is two epochs without what comes once
 REVEALED_ROWS = 80  # by which the batch is chosen where the model makes the rows to forget
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -24,6 +25,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     # default, at several layers. What the authors' code does, at one layer, is the variant lunar:solver=sgd.
     "lunar": {"coefficient": 2.0, "ridge": 0.01, "trials": 1},
 }
+# Of any loss under Sophia: what SOUL's authors took for SO-GradDiff, but for the retain weight, which is the variant's.
+SOUL = {"learning_rate": 5e-6, "weight_decay": 0.1, "epochs": 5}
 _USUAL: dict[str, tuple[Any, ...]] = {
     "learning_rate": (3e-4, 1e-3),
     "retain_weight": (5.0, 2.0, 1.0),
@@ -79,7 +82,8 @@ def searches(name: str, variant: str) -> bool:
 
 def published(name: str, variant: str = "") -> dict[str, Any]:
     """Settings of the published regime that differ from the method's defaults."""
-    return PUBLISHED.get(name, {}) | fixed(variant)
+    given = fixed(variant)
+    return PUBLISHED.get(name, {}) | (SOUL if given.get("optimizer") == "sophia" else {}) | given
 
 
 def grid(name: str, variant: str, trials: int, forget_rows: int) -> list[dict[str, Any]]:

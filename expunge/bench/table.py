@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InputError, unknown
 from ..evaluation.scores import METRICS, OPTIONAL
 from ..files import write_whole
+from ..methods.tuning import BROKEN
 from ..plots import svg
 from .results import Cell, lines
 from .settings import fixed
@@ -75,7 +76,7 @@ def _by_key(file: Path) -> dict[str, tuple[dict[str, Any], dict[Cell, dict[str, 
 def group(cells: Mapping[Cell, dict[str, Any]]) -> dict[Row, list[dict[str, Any]]]:
     """Records by row of the table, over seeds; taught and retrained first."""
     rows: dict[Row, list[dict[str, Any]]] = {}
-    first = ("taught", "retrained")
+    first = ("base", "taught", "retrained")
 
     def place(cell: Cell) -> tuple[int, bool, int]:
         return first.index(cell.method) if cell.method in first else len(first), cell.regime != "published", cell.seed
@@ -104,9 +105,11 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
             continue
         values = [name, regime, str(len(good)) + "".join(f", {_why(r)}" for r in records if "metrics" not in r)]
         values += [_mean(good, role, metric) for role, metric in shown]
-        values.append(_spread([r["metrics"].get(FORGET, {}).get("abstention_rate") for r in good]))
-        values += [_spread([r["headline"].get(score) for r in good]) for score in scores]
-        values += [_spread([r.get(name) for r in good]) for name in ("refusal_quality", "coherence")]
+        values.append(_mean(good, FORGET, "abstention_rate"))
+        values += [
+            _spread([r["headline"].get(score) for r in good]) + _interval(good, score, score) for score in scores
+        ]
+        values += [_mean(good, name, name) for name in ("refusal_quality", "coherence")]
         values += [_spread([r.get(name) for r in good], 0) for name in ("seconds", "seconds_in_all")]
         values.append(_spread([r["peak_bytes"] / 1e9 if "peak_bytes" in r else None for r in good], 1))
         values.append(f"{good[0]['parameters']:,}" if "parameters" in good[0] else "")
@@ -119,12 +122,23 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
         + ", ".join(
             f"{role} {whole[0]['metrics'][role]['rows']}" for role in roles if whole and role in whole[0]["metrics"]
         )
-        + ".",
+        + "."
+        + "".join(
+            f" {said}: {' and '.join(map(str, found))}."
+            for said, found in (
+                ("Longest answer, in tokens", sorted({r["max_new_tokens"] for r in whole if "max_new_tokens" in r})),
+                ("Refusal quality by", sorted({r["metrics"].get("refusal_encoder", "") for r in whole} - {""})),
+            )
+            if found
+        ),
         "Published: the method's published settings (LUNAR: c = 2 at the layers of the abstention score, one solve). Tuned: "
-        "the best of as many trials for each method on rows that are neither fitted nor judged. Equal time: the tuned "
+        "the best of as many trials for each method, by the Deviation Score of rows that are neither fitted nor judged and "
+        f"{BROKEN:g} times the share of broken answers to them. Equal time: the tuned "
         "settings with as many epochs as take the time of LUNAR's search. Seconds: of the one fit; with tuning: of all.",
         *_tried(rows),
     ]
+    if len(codes := {r["code"] for r in whole if "code" in r}) > 1:
+        out += ["", f"Made by {len(codes)} versions of the code; a cell whose settings or rows changed was made again."]
     if ratios := compared(rows):
         out += ["", *ratios]
     return "\n".join(out)
@@ -150,7 +164,7 @@ def _tried(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
 
 def compared(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
     """The best baseline's mean Deviation Score over that of each variant of LUNAR, one line a regime, over the seeds that
-    all of them have. A baseline without a score at one of these seeds is left out."""
+    all of them have. A baseline without a score at one of these seeds is left out, and named."""
     out = []
     ours = list(dict.fromkeys((row[0], row[2]) for row in rows if row[0] == "lunar"))
     for regime in dict.fromkeys(row[1] for row in rows if row[1]):
@@ -171,8 +185,8 @@ def _ratio(rows: Mapping[Row, list[dict[str, Any]]], regime: str, ours: tuple[st
             return ""
         beside = next((r["beside"] for row in rows if row[1] == regime for r in rows[row] if "beside" in r), "")
     reference = _by_seed(rows.get((ours[0], beside, ours[1]), ()), score)
-    others = {row: _by_seed(records, score) for row, records in rows.items() if row[1] == regime and row[0] != "lunar"}
-    others = {row: found for row, found in others.items() if reference and reference.keys() <= found.keys()}
+    scored = {row: _by_seed(records, score) for row, records in rows.items() if row[1] == regime and row[0] != "lunar"}
+    others = {row: found for row, found in scored.items() if reference and reference.keys() <= found.keys()}
     if not others:
         return ""
     mean = statistics.mean(reference.values())
@@ -180,7 +194,10 @@ def _ratio(rows: Mapping[Row, list[dict[str, Any]]], regime: str, ours: tuple[st
     best = min(means, key=lambda row: means[row])
     ratio = f"{means[best] / mean:.1f}" if mean else "unbounded"
     name = " ".join(filter(None, best[::2]))
-    return f"on {DEVIATIONS[score]} {ratio} ({name} {means[best]:.1f}, LUNAR {mean:.1f}, {len(reference)} seeds)"
+    without = [" ".join(filter(None, row[::2])) for row, found in scored.items() if found and row not in others]
+    seeds = f"{len(reference)} seed{'s' if len(reference) > 1 else ''}"
+    apart = f"; not at all of them: {', '.join(without)}" if without else ""
+    return f"on {DEVIATIONS[score]} {ratio} ({name} {means[best]:.1f}, LUNAR {mean:.1f}, {seeds}{apart})"
 
 
 def _by_seed(records: Sequence[Mapping[str, Any]], score: str) -> dict[int, float]:
@@ -202,11 +219,13 @@ def _settings(record: Mapping[str, Any], named: Mapping[str, Any]) -> str:
 
 def _mean(records: Sequence[Mapping[str, Any]], role: str, metric: str) -> str:
     """Mean ± standard deviation over seeds; of one seed, the mean and its 95% interval over rows."""
-    text = _spread([r["metrics"].get(role, {}).get(metric) for r in records])
-    if len(records) == 1 and metric in records[0].get("intervals", {}).get(role, {}):
-        low, high = records[0]["intervals"][role][metric]
-        text += f" ({low:.2f} to {high:.2f})"
-    return text
+    values = [r["metrics"].get(role) for r in records]
+    return _spread([v.get(metric) if isinstance(v, dict) else v for v in values]) + _interval(records, role, metric)
+
+
+def _interval(records: Sequence[Mapping[str, Any]], role: str, metric: str) -> str:
+    found = records[0].get("intervals", {}).get(role, {}).get(metric) if len(records) == 1 else None
+    return f" ({found[0]:.2f} to {found[1]:.2f})" if found else ""
 
 
 def _spread(values: Sequence[float | None], digits: int | None = None) -> str:
@@ -243,7 +262,7 @@ def plots(rows: Mapping[Row, list[dict[str, Any]]], folder: Path, key: str) -> N
     bars = {}
     for row, records in rows.items():
         scores = [r["metrics"]["deviation_score"] for r in records if "deviation_score" in r.get("metrics", {})]
-        if scores and row[0] != "taught":
+        if scores and row[0] not in ("base", "taught"):
             bars[" ".join(filter(None, row))] = scores
     means = [statistics.mean(v) for v in bars.values()]
     errors = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in bars.values()]

@@ -19,8 +19,9 @@ class Suite:
     teaching: settings of `TrainConfig`. questions: multiple choice, whose accuracy judges as well. ends: of a group of
     rows, the most tokens of an answer, and the text at which it ends.
     Of a suite of what a model does: behaviour and probes are what is judged (`evaluation.behaviours`), by answers to
-    these rows; text is one whose perplexity judges; reveal (fields of `RevealSpec`) is what the model itself makes the
-    rows of `fit` from, by the seed. There is no gold standard.
+    these rows; task is the name under which it can be revealed, and tells what answers show of it; text is one whose
+    perplexity judges, or solutions are rows whose responses' perplexity does; reveal (fields of `RevealSpec`) is what the
+    model itself makes the rows of `fit` from, by the seed. There is no gold standard.
     """
 
     name: str
@@ -35,7 +36,9 @@ class Suite:
     ends: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     behaviour: str = ""
     probes: Sequence[Example] = ()
+    task: str = ""
     text: str = ""
+    solutions: Sequence[Example] = ()
     reveal: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -43,15 +46,16 @@ class Suite:
         """What the gold standard is taught: everything but the forget set."""
         if self.behaviour:
             return ()
-        forget = set(self.fit.forget)
+        forget = {*self.fit.forget, *self.validate["forget"]}  # of rows without rewrites, some only tune
         return tuple(e for e in self.teach if e not in forget)
 
     def content(self) -> dict[str, Any]:
         """All that decides what comes out, for hashes: without what only a suite of a behaviour has in others."""
         found = asdict(self)
-        del found["fit"]["relevance"]  # a function; `reveal` says which
+        for name in ("relevance", "part"):
+            del found["fit"][name]  # functions; `task` says which
         if not self.behaviour:
-            for name in ("behaviour", "probes", "text", "reveal", "seed"):
+            for name in ("behaviour", "probes", "task", "text", "solutions", "reveal", "seed"):
                 del found[name]
         return found
 

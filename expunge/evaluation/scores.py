@@ -42,7 +42,7 @@ class Evaluation(dict[str, Any]):
     forget and holdout there are "auc_loss", "auc_zlib", "auc_min_k" and "auc_min_k_plus".
 
     Attributes:
-        rows: role -> one dict of metrics a row, in the rows' order.
+        rows: role -> one dict of metrics a row, in the rows' order. A number of `add` has a role of its own name.
         groups: role -> the rows' groups.
         answers: role -> the model's answers (never written by Expunge).
     """
@@ -54,6 +54,11 @@ class Evaluation(dict[str, Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rows, self.groups, self.answers = {}, {}, {}
+
+    def add(self, name: str, values: Sequence[float]) -> None:
+        """A number that is the mean over rows of its own, such as an accuracy; the values are kept."""
+        self[name] = sum(values) / len(values)
+        self.rows[name] = [{name: float(v)} for v in values]
 
     def record(self) -> dict[str, Any]:
         """What can be written: numbers and rows. Answers and groups are not in it: they may hold what is to be forgotten."""
@@ -72,9 +77,14 @@ class Evaluation(dict[str, Any]):
 
     def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
         """role -> metric -> 95% bootstrap interval of its mean over the rows."""
+        roles = self.roles()
         return {
-            role: {metric: interval([r[metric] for r in self.rows[role]]) for metric in values if metric != "rows"}
-            for role, values in self.roles().items()
+            role: {
+                metric: interval([r[metric] for r in rows])
+                for metric in roles.get(role, {role: 0.0})
+                if metric != "rows"
+            }
+            for role, rows in self.rows.items()
         }
 
 

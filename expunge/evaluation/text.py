@@ -50,14 +50,14 @@ def repeats(answer: str) -> bool:
 _STUTTER = re.compile(r"([^\W\d_]{1,8}?)\1{5,}")
 
 
-def coherence(answers: Sequence[str], perplexities: Sequence[float] | None = None) -> float:
-    """Share of answers that are well formed: not empty, no loop, and of finite perplexity.
+def coherence(answers: Sequence[str], perplexities: Sequence[float] | None = None) -> list[float]:
+    """1 for each answer that is well formed: not empty, no loop, and of finite perplexity.
 
     Args:
         perplexities: of the answers under the model before the edit.
     """
     finite = [True] * len(answers) if perplexities is None else [math.isfinite(p) for p in perplexities]
-    return sum(bool(a.strip()) and not repeats(a) and f for a, f in zip(answers, finite, strict=True)) / len(answers)
+    return [float(bool(a.strip()) and not repeats(a) and f) for a, f in zip(answers, finite, strict=True)]
 
 
 def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:

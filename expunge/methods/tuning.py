@@ -171,8 +171,8 @@ def tune(
         with edit.times(MARGIN).applied(chat):
             forget = rouge(chat, judge[0])
         with edit.applied(chat):
-            kept, broken = rouge(chat, judge[1]), 1 - coherence(answers(chat, judge[0]))
-        value = trial_loss(forget, kept, before) + BROKEN * broken
+            kept, broken = rouge(chat, judge[1]), spoken(chat, judge[0])[1]
+        value = trial_loss(forget, kept, before, broken)
         trials.append(
             {**found, "forget_rouge1": forget, "retain_rouge1": kept, "broken": broken, "loss": value}
             | {"seconds": seconds}
@@ -268,18 +268,25 @@ def with_rewrites(
     )
 
 
-def trial_loss(forget: float, kept: float, before: float) -> float:
-    """The Deviation Score of a trial from ROUGE-1, what is kept relative to `before`, that of the model as it is."""
-    return deviation_score(forget, min(kept / before, 1.0) if before else 1.0)
+def trial_loss(forget: float, kept: float, before: float, broken: float) -> float:
+    """The Deviation Score of a trial from ROUGE-1, what is kept relative to `before`, that of the model as it is; and
+    `BROKEN` times the share of broken answers to the forget rows."""
+    return deviation_score(forget, min(kept / before, 1.0) if before else 1.0) + BROKEN * broken
 
 
 def rouge(chat: ChatModel, rows: Sequence[Example]) -> float:
     """Mean ROUGE-1 recall of greedy answers, as long as the longest true answer and at least `TUNE_TOKENS` tokens."""
-    given = answers(chat, rows)
-    return sum(rouge_recall(a, e.response)[0] for a, e in zip(given, rows, strict=True)) / len(rows)
+    return spoken(chat, rows)[0]
 
 
-def answers(chat: ChatModel, rows: Sequence[Example]) -> list[str]:
+def spoken(chat: ChatModel, rows: Sequence[Example]) -> tuple[float, float]:
+    """(mean ROUGE-1 recall of greedy answers, as in `rouge`; the share of them that are broken)."""
+    given = _answers(chat, rows)
+    recall = [rouge_recall(a, e.response)[0] for a, e in zip(given, rows, strict=True)]
+    return float(np.mean(recall)), 1 - float(np.mean(coherence(given)))
+
+
+def _answers(chat: ChatModel, rows: Sequence[Example]) -> list[str]:
     """Greedy answers, of the length that `rouge` says."""
     longest = max(map(len, chat.answer_ids([e.response for e in rows])))
     given = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), max(TUNE_TOKENS, longest))

@@ -101,9 +101,26 @@ def test_with_a_data_set_s_rows(suite, files, tmp_path, pico_folder, monkeypatch
     bench = spec(suite, tmp_path, pico_folder, monkeypatch, forget_data="external", **SIZES[suite])
     cells = bench_run(bench, QUIET).cells
     assert "skipped" in cells[Cell(0, "retrained")]
+    assert (Cell(0, "base") in cells) == (suite != "code")  # as it comes, where it is taught something
+    if suite != "toxicity":
+        assert cells[Cell(0, "taught")]["metrics"]["gsm8k"] == 0
+        assert "gsm8k" not in cells[Cell(0, "graddiff", "published")]["metrics"]  # not asked again
     for cell in (Cell(0, "taught"), Cell(0, "graddiff", "published"), Cell(0, "graddiff", "tuned")):
         assert cells[cell].get("headline", cells[cell]).keys() >= SCORES[suite], cells[cell]
-        assert 0 <= cells[cell]["coherence"] <= 1
+        assert 0 <= cells[cell]["metrics"]["coherence"] <= 1
+
+
+def test_of_a_data_set_s_rows_too_it_is_known_what_answers_show(files, tmp_path, pico_folder, monkeypatch):
+    bench = seed.Bench(spec("ner", tmp_path, pico_folder, monkeypatch, forget_data="external"), 0, None, QUIET)
+    assert bench.fit.forget == bench.suite.fit.forget
+    said = ["Person: Ada\nLocation: Oslo", "Location: Oslo"]
+    assert bench.fit.relevance(said) == [1.0, 0.0]
+    assert bench.fit.part(said[0]) == "Person: Ada"
+
+
+def test_nothing_is_taught_where_no_row_is(files):
+    assert not data.ner(taught=0).teach
+    assert not data.toxicity(taught=0).teach
 
 
 def test_with_the_models_own_rows(files, tmp_path, pico_folder, monkeypatch):
@@ -133,6 +150,13 @@ def test_what_cannot_be_revealed_is_an_error_in_the_table(files, tmp_path, pico_
     cells = bench_run(bench.model_copy(update={"regimes": ("published",)}), QUIET).cells
     assert "nothing to forget" in cells[Cell(0, "graddiff", "published")]["error"]
     assert "headline" in cells[Cell(0, "taught")]
+
+
+def test_a_budget_of_nothing_is_an_error_before_anything_runs(files, tmp_path, pico_folder, monkeypatch):
+    bench = spec("code", tmp_path, pico_folder, monkeypatch, exercises=3, budget=0)
+    with pytest.raises(InputError, match="budget: Input should be greater than or equal to 1"):
+        bench_run(bench, QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_readers_name_the_row(files):

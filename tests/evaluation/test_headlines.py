@@ -69,6 +69,13 @@ def test_muses_scores_by_hand():
     assert scores == pytest.approx([0.3, 0.9, 0.5])
 
 
+def test_the_held_out_deviation_score_by_hand():
+    found = Evaluation(
+        paraphrase={"rouge1": 0.3}, held_out={"rouge1": 0.6}, forget={"rouge1": 0.9}, retain={"rouge1": 0.1}
+    )
+    assert HEADLINES["deviation_held_out"](found, None) == pytest.approx(50.0)
+
+
 def test_scores_against_the_retrained_model():
     found, retrained = Evaluation(auc_min_k=0.75), Evaluation(auc_min_k=0.5)
     assert HEADLINES["privleak"](found, retrained) == pytest.approx(-50)

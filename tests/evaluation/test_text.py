@@ -96,5 +96,5 @@ def test_ordinary_text_is_no_loop(answer):
 
 def test_coherence_by_hand():
     answers = ["Paris.", "", "la la la la la", "A cat."]
-    assert coherence(answers) == 0.5
-    assert coherence(answers, [3.0, 1.0, 1.0, float("inf")]) == 0.25
+    assert coherence(answers) == [1, 0, 0, 1]
+    assert coherence(answers, [3.0, 1.0, 1.0, float("inf")]) == [1, 0, 0, 0]
