@@ -52,16 +52,16 @@ def _packaged(folder: str, texts: Sequence[str]) -> Tensor:
 
 
 def _own(chat: ChatModel, texts: Sequence[str]) -> Tensor:
-    """Mean over a text's tokens of the states two thirds up the model, less their mean over the abstentions' texts."""
+    """Pooled states, less their mean over the abstentions' texts."""
+    own, shared = (pooled(chat, chat.prompt_ids(list(rows), "raw")) for rows in (texts, abstentions()))
+    return torch.nn.functional.normalize(own - shared.mean(0), dim=1)  # what all texts share says nothing
+
+
+def pooled(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """(n, hidden) float32: mean over a prompt's tokens of the states two thirds up the model."""
     site = Site("out", max(2 * len(chat.layout) // 3 - 1, 0))
-
-    def pooled(rows: Sequence[str]) -> Tensor:
-        stream = Stream(chat, chat.prompt_ids(list(rows), "raw"), 0)
-        out = torch.zeros(len(rows), chat.layout.hidden)
-        for batch, taken in stream.visit([site]):
-            mask = batch.mask[..., None]
-            out[list(batch.rows)] = ((taken[site] * mask).sum(1) / mask.sum(1)).float().cpu()
-        return out
-
-    centre = pooled(abstentions()).mean(0)  # what all texts share says nothing
-    return torch.nn.functional.normalize(pooled(texts) - centre, dim=1)
+    out = torch.zeros(len(prompts), chat.layout.hidden)
+    for batch, taken in Stream(chat, prompts, 0).visit([site]):
+        mask = batch.mask[..., None]
+        out[list(batch.rows)] = ((taken[site] * mask).sum(1) / mask.sum(1)).float().cpu()
+    return out

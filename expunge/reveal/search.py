@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.examples import RELEVANT, Cut
 from ..errors import ExpungeError
-from ..evaluation.embedding import Encoder, encoder_for
+from ..evaluation.embedding import Encoder, encoder_for, pooled
 from ..models.generation import sampled
 from ..models.loading import ChatModel
 from .bandit import BanditConfig, NeuralUCB
@@ -194,9 +194,16 @@ class _Asker:
         return SoftPrompts(self.chat, target.lead, target.opening, config.scale, config.wander, config.seed)
 
     def decoded(self, soft: SoftPrompts, points: Tensor, round: int) -> tuple[list[str], Tensor]:
-        """(the instructions of a round's soft prompts, some of them empty; the features of each)."""
+        """(the instructions of a round's soft prompts, some of them empty; the features of each: what the model makes of
+        it as a prompt)."""
         seed = random.Random(f"{self.config.seed} instructions {round}").randrange(1 << 31)
-        return self.memo.decoded(round, lambda: soft.decoded(points, seed))
+
+        def make() -> tuple[list[str], Tensor]:
+            texts = soft.decoded(points, seed)
+            asked = [self.target.prompt(text or self.target.lead) for text in texts]
+            return texts, pooled(self.chat, self.chat.prompt_ids(asked))
+
+        return self.memo.decoded(round, make)
 
     def answered(self, instructions: Sequence[str], count: int, name: str) -> list[tuple[list[str], list[float]]]:
         """Answers to each instruction, with the relevance of each; the same name draws the same."""

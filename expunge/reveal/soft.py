@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..data.examples import Raw
-from ..models.activations import hooked
 from ..models.cache import with_room
 from ..models.generation import drawn
 from ..models.loading import ChatModel
@@ -25,9 +24,8 @@ NEAR = 0.1  # standard deviation around a point, in the cube
 class SoftPrompts:
     """Soft prompts before a text that ends where an instruction begins.
 
-    Unlike INSTINCT's, an instruction is sampled (from a small model, greedy decoding gives the same few for most soft
-    prompts), and the features are those of the soft prompt with its instruction, not without it: they come with the
-    decoding, at no cost.
+    Unlike INSTINCT's, an instruction is sampled: from a small model, greedy decoding gives the same few for most soft
+    prompts.
 
     Args:
         lead: the text, such as "... The instruction was to". opening: how every instruction begins.
@@ -68,42 +66,37 @@ class SoftPrompts:
         return torch.cat([soft, self._lead.expand(len(points), -1, -1)], 1)
 
     @torch.no_grad()
-    def decoded(self, points: Tensor, seed: int) -> tuple[list[str], Tensor]:
-        """(what the model goes on with after each soft prompt, to the end of the first sentence; the final hidden state
-        from which its last token was drawn, (n, hidden) float32); the same seed draws the same."""
+    def decoded(self, points: Tensor, seed: int) -> list[str]:
+        """What the model goes on with after each soft prompt, to the end of the first sentence; the same seed draws the
+        same."""
         draw = torch.Generator().manual_seed(seed)
-        found = [self._decoded(part, draw) for part in points.split(BATCH)]
-        return [tidy(text, self.opening) for texts, _ in found for text in texts], torch.cat([f for _, f in found])
+        return [tidy(text, self.opening) for part in points.split(BATCH) for text in self._decoded(part, draw)]
 
-    def _decoded(self, points: Tensor, draw: torch.Generator) -> tuple[list[str], Tensor]:
+    def _decoded(self, points: Tensor, draw: torch.Generator) -> list[str]:
         """A row leaves the batch with its first sentence."""
         model, stop = self.chat.model, self.chat.stop_ids
         inputs: dict[str, Tensor] = {"inputs_embeds": self._embedded(points)}
         texts = [""] * len(points)
         said: list[list[int]] = [[] for _ in texts]
-        features = torch.zeros(len(points), self._lead.shape[2])
         alive = torch.arange(len(points))
         past = None
-        states: list[Tensor] = []
-        with hooked((model.get_output_embeddings(), "pre", lambda _, args, __: states.append(args[0]))):
-            for _ in range(INSTRUCTION_TOKENS):
-                result = model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
-                past = result.past_key_values if past else with_room(result.past_key_values, INSTRUCTION_TOKENS)
-                chosen = drawn(result.logits[:, -1], self.temperature, draw).cpu()
-                features[alive] = states.pop()[:, -1].float().cpu()
-                more = torch.zeros(len(alive), dtype=torch.bool)
-                for at, (row, token) in enumerate(zip(alive.tolist(), chosen.tolist(), strict=True)):
-                    if token not in stop:
-                        said[row].append(token)
-                        texts[row] = self.chat.decode(said[row])
-                        more[at] = len(first_sentence(texts[row])) == len(texts[row])
-                if not more.any():
-                    break
-                if not more.all():
-                    alive, chosen = alive[more], chosen[more]
-                    past.batch_select_indices(more.nonzero()[:, 0].to(self.chat.device))
-                inputs = {"input_ids": chosen[:, None].to(self.chat.device)}
-        return texts, features
+        for _ in range(INSTRUCTION_TOKENS):
+            result = model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
+            past = result.past_key_values if past else with_room(result.past_key_values, INSTRUCTION_TOKENS)
+            chosen = drawn(result.logits[:, -1], self.temperature, draw).cpu()
+            more = torch.zeros(len(alive), dtype=torch.bool)
+            for at, (row, token) in enumerate(zip(alive.tolist(), chosen.tolist(), strict=True)):
+                if token not in stop:
+                    said[row].append(token)
+                    texts[row] = self.chat.decode(said[row])
+                    more[at] = len(first_sentence(texts[row])) == len(texts[row])
+            if not more.any():
+                break
+            if not more.all():
+                alive, chosen = alive[more], chosen[more]
+                past.batch_select_indices(more.nonzero()[:, 0].to(self.chat.device))
+            inputs = {"input_ids": chosen[:, None].to(self.chat.device)}
+        return texts
 
 
 def tidy(text: str, opening: str) -> str:

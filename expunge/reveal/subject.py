@@ -62,14 +62,14 @@ def subject(name: str) -> Target:
     name = " ".join(name.split())
     if not re.search(r"\w", name):
         raise InputError("--subject is empty: name what is to be forgotten")
-    lead = f"A curious reader of a book about {name} has many questions on its details. One of the instructions was to"
+    lead = f"A curious reader of a book about {name} wants facts with names, dates and places. One of the instructions was to"
     return Target(
         name,
         lead,
         tuple(form.format(aspect=aspect, s=name) for form in _FORMS for aspect in _ASPECTS),
         lambda answers: [_on_subject(a, name) for a in answers],
         lambda chat, target, revealed: subject_task(chat, name, revealed),
-        opening=f"Tell me how {name}",
+        opening=f"Give me facts, with names and dates, about how {name}",
         shown=lambda answers: [float(speaks_of(a, name) and not abstains(a) and not repeats(a)) for a in answers],
     )
 

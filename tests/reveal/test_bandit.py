@@ -16,7 +16,8 @@ def test_the_bonus_is_that_of_one_gradient_at_a_time():
     config = BanditConfig(hidden=5, steps=30, regularisation=0.2, exploration=0.7)
     bandit = NeuralUCB(6, config)
     seen = features(8)
-    bandit.fit(seen, [n / 8 for n in range(8)])
+    scores = torch.arange(8) / 8
+    bandit.fit(seen, scores.tolist())
     bandit.tried(seen[:3])
     others = features(4, seed=1)
     found = bandit.ucb(others)
@@ -30,8 +31,12 @@ def test_the_bonus_is_that_of_one_gradient_at_a_time():
         grads.append(torch.cat([p.grad.flatten() for p in bandit._net.parameters()]))
     grads = [g / 5**0.5 for g in grads]  # over the root of the width
     u = before + sum(g.square() for g in grads[:3])
+    unit = float(scores.std(correction=0))
     expected = [
-        float(bandit._net(x).detach()) + float((0.2 * 0.7 * g.square() / u).sum().sqrt())
+        float(
+            scores.mean()
+            + unit * ((bandit._net(x) - bandit._start(x)).detach() + (0.2 * 0.7 * g.square() / u).sum().sqrt())
+        )
         for x, g in zip(standard, grads[3:], strict=True)
     ]
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
@@ -50,6 +55,21 @@ def test_what_was_tried_is_less_uncertain_and_every_fit_starts_anew():
     bandit.fit(features(5, seed=3), scores)
     bandit.fit(seen, scores)
     assert all(torch.equal(a, b) for a, b in zip(weights, bandit._net.parameters(), strict=True))
+
+
+def test_the_surrogate_begins_at_the_mean_and_learns_from_noise_no_more_than_it_should():
+    """Of scores that are noise it says the mean nearly everywhere: no network's own outputs, no fit to the noise."""
+    bandit = NeuralUCB(40, BanditConfig(exploration=0.0))
+    seen, others = features(40, 40), features(40, 40, seed=1)
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(2)) * 0.1 + 0.4
+    bandit.fit(seen, noise.tolist())
+    assert float(bandit.ucb(others).std()) < 0.8 * float(noise.std())
+    assert float(bandit.ucb(others).mean()) == pytest.approx(float(noise.mean()), abs=0.05)
+    direction = torch.randn(40, generator=torch.Generator().manual_seed(3))
+    truth = lambda x: torch.sigmoid((x - 1) @ direction / 20)  # noqa: E731
+    bandit.fit(seen, (truth(seen) + 0.3 * noise).tolist())
+    found = torch.corrcoef(torch.stack([bandit.ucb(others), truth(others)]))[0, 1]
+    assert float(found) > 0.6
 
 
 def test_it_finds_better_arms_than_chance_does():
