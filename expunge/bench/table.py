@@ -164,7 +164,8 @@ def _tried(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
 
 def compared(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
     """The best baseline's mean Deviation Score over that of each variant of LUNAR, one line a regime, over the seeds that
-    all of them have. A baseline without a score at one of these seeds is left out, and named."""
+    all of them have. A baseline without a score at one of these seeds is left out, and named where it is
+    lower at others."""
     out = []
     ours = list(dict.fromkeys((row[0], row[2]) for row in rows if row[0] == "lunar"))
     for regime in dict.fromkeys(row[1] for row in rows if row[1]):
@@ -194,9 +195,10 @@ def _ratio(rows: Mapping[Row, list[dict[str, Any]]], regime: str, ours: tuple[st
     best = min(means, key=lambda row: means[row])
     ratio = f"{means[best] / mean:.1f}" if mean else "unbounded"
     name = " ".join(filter(None, best[::2]))
-    without = [" ".join(filter(None, row[::2])) for row, found in scored.items() if found and row not in others]
+    fewer = {row: statistics.mean(found.values()) for row, found in scored.items() if found and row not in others}
+    lower = [f"{' '.join(filter(None, row[::2]))} {mean:.1f}" for row, mean in fewer.items() if mean < means[best]]
     seeds = f"{len(reference)} seed{'s' if len(reference) > 1 else ''}"
-    apart = f"; not at all of them: {', '.join(without)}" if without else ""
+    apart = f"; lower, but not at all of these: {', '.join(lower)}" if lower else ""
     return f"on {DEVIATIONS[score]} {ratio} ({name} {means[best]:.1f}, LUNAR {mean:.1f}, {seeds}{apart})"
 
 

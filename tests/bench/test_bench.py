@@ -399,9 +399,9 @@ def test_ratios_are_over_the_seeds_that_all_have():
     }
     assert table.compared(rows) == [
         "- Best baseline's Deviation Score over that of lunar, published: on the fitted rows 2.5 (ga 25.0, LUNAR 10.0, "
-        "2 seeds; not at all of them: npo); on held-out paraphrases and contracts 0.5 (ga 10.0, LUNAR 20.0, 2 seeds).",
+        "2 seeds; lower, but not at all of these: npo 1.0); on held-out paraphrases and contracts 0.5 (ga 10.0, LUNAR 20.0, 2 seeds).",
         "- Best baseline's Deviation Score over that of lunar solver=sgd, published: on the fitted rows 0.6 (ga 25.0, LUNAR "
-        "40.0, 2 seeds; not at all of them: npo).",
+        "40.0, 2 seeds; lower, but not at all of these: npo 1.0).",
         "- Best baseline's Deviation Score over that of lunar, equal-time: on the fitted rows 1.5 (ga 7.5, LUNAR 5.0, 2 "
         "seeds).",
     ]
