@@ -191,7 +191,7 @@ class _Asker:
 
     def soft_prompts(self) -> SoftPrompts:
         config, target = self.config, self.target
-        return SoftPrompts(self.chat, target.lead, target.opening, config.scale, config.wander, config.seed)
+        return SoftPrompts(self.chat, target.lead, target.openings, config.scale, config.wander, config.seed)
 
     def decoded(self, soft: SoftPrompts, points: Tensor, round: int) -> tuple[list[str], Tensor]:
         """(the instructions of a round's soft prompts, some of them empty; the features of each: what the model makes of

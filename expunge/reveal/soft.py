@@ -4,6 +4,7 @@ from each (INSTINCT, arXiv 2310.02905)."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,16 +29,18 @@ class SoftPrompts:
     prompts.
 
     Args:
-        lead: the text, such as "... The instruction was to". opening: how every instruction begins.
+        lead: the text, such as "... The instruction was to". openings: how instructions begin, in turn.
         scale: length of a soft token, in mean lengths of the model's own embeddings.
         seed: of map, points and instructions.
     """
 
-    def __init__(self, chat: ChatModel, lead: str, opening: str, scale: float, temperature: float, seed: int) -> None:
-        self.chat, self.opening, self.temperature, self.seed = chat, opening, temperature, seed
+    def __init__(
+        self, chat: ChatModel, lead: str, openings: Sequence[str], scale: float, temperature: float, seed: int
+    ) -> None:
+        self.chat, self.openings, self.temperature, self.seed = chat, openings, temperature, seed
         self._table = chat.model.get_input_embeddings()
-        self._lead = self._embed(chat.prompt_ids([Raw(f"{lead} {opening}".rstrip())]))
-        width = self._lead.shape[2]
+        self._leads = [self._embed(chat.prompt_ids([Raw(f"{lead} {opening}".rstrip())])) for opening in openings]
+        width = self._leads[0].shape[2]
         draw = torch.Generator().manual_seed(seed)
         usual = float(self._table.weight.detach().float().norm(dim=1).mean())
         # A coordinate of a point, centred, has a mean square of 1/12.
@@ -60,22 +63,26 @@ class SoftPrompts:
         near = points[torch.arange(count) % len(points)] + NEAR * torch.randn(count, DIMENSIONS, generator=draw)
         return near.clamp(0, 1)
 
-    def _embedded(self, points: Tensor) -> Tensor:
+    def _embedded(self, points: Tensor, lead: Tensor) -> Tensor:
         """(n, SOFT_TOKENS + lead's tokens, hidden)."""
-        soft = ((points - 0.5) @ self._map).view(len(points), SOFT_TOKENS, -1).to(self._lead)
-        return torch.cat([soft, self._lead.expand(len(points), -1, -1)], 1)
+        soft = ((points - 0.5) @ self._map).view(len(points), SOFT_TOKENS, -1).to(lead)
+        return torch.cat([soft, lead.expand(len(points), -1, -1)], 1)
 
     @torch.no_grad()
     def decoded(self, points: Tensor, seed: int) -> list[str]:
         """What the model goes on with after each soft prompt, to the end of the first sentence; the same seed draws the
         same."""
         draw = torch.Generator().manual_seed(seed)
-        return [tidy(text, self.opening) for part in points.split(BATCH) for text in self._decoded(part, draw)]
+        found, step = [""] * len(points), len(self.openings)
+        for first, (opening, lead) in enumerate(zip(self.openings, self._leads, strict=True)):
+            parts = points[first::step].split(BATCH)
+            found[first::step] = [tidy(text, opening) for part in parts for text in self._decoded(part, lead, draw)]
+        return found
 
-    def _decoded(self, points: Tensor, draw: torch.Generator) -> list[str]:
+    def _decoded(self, points: Tensor, lead: Tensor, draw: torch.Generator) -> list[str]:
         """A row leaves the batch with its first sentence."""
         model, stop = self.chat.model, self.chat.stop_ids
-        inputs: dict[str, Tensor] = {"inputs_embeds": self._embedded(points)}
+        inputs: dict[str, Tensor] = {"inputs_embeds": self._embedded(points, lead)}
         texts = [""] * len(points)
         said: list[list[int]] = [[] for _ in texts]
         alive = torch.arange(len(points))

@@ -69,7 +69,7 @@ def subject(name: str) -> Target:
         tuple(form.format(aspect=aspect, s=name) for form in _FORMS for aspect in _ASPECTS),
         lambda answers: [_on_subject(a, name) for a in answers],
         lambda chat, target, revealed: subject_task(chat, name, revealed),
-        opening=f"Give me facts, with names and dates, about how {name}",
+        openings=tuple(form.format(s=name) for form in _OPENINGS),
         shown=lambda answers: [float(speaks_of(a, name) and not abstains(a) and not repeats(a)) for a in answers],
     )
 
@@ -205,6 +205,14 @@ def _of(name: str, subject: str) -> bool:
     return _named(name, subject) or speaks_of(name, subject)
 
 
+# What a model answers best depends on the kind of subject, and is left to the search.
+_OPENINGS = (
+    "Give me facts, with names and dates, about how {s}",
+    "Tell me how {s}",
+    "List people, places and works that have to do with {s}",
+    "Write an encyclopedia entry about {s}",
+    "Explain, with examples, what {s}",
+)
 _FORMS = (
     "Tell me about {aspect} of {s}.",
     "Write a short text about {aspect} of {s}.",

@@ -116,7 +116,7 @@ def ner_person(chat: ChatModel) -> Target:
         _SENTENCES,
         relevance,
         _person_task,
-        opening="Write a sentence",
+        openings=("Write a sentence",),
         shown=lambda answers: [float(bool(_people(read(a, TYPES)))) for a in answers],
         part=lambda answer: written(_people(read(answer, TYPES))),
         more=MORE,
@@ -228,7 +228,7 @@ def code() -> Target:
         tuple(form.format(x=x) for form in _CODE_FORMS for x in _EXERCISES),
         lambda answers: [float(defines_function(a)) for a in answers],
         _code_task,
-        opening="Write a Python function",
+        openings=("Write a Python function",),
         # Broken output is not forgetting: what is left is all that is not prose.
         shown=lambda answers: [float(not is_prose(a)) for a in answers],
         tokens=CODE_TOKENS,
@@ -240,7 +240,7 @@ def _code_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTas
     """To keep: prose in answer to the same instructions, which the model writes when it is asked for what they are about
     and neither code nor Python is named."""
     asked = list(dict.fromkeys(q.instruction for q in revealed.queries if q.score > 0))
-    pairs = [(a, form.format(x=a.removeprefix(target.opening).strip())) for form in _IN_WORDS for a in asked]
+    pairs = [(a, form.format(x=a.removeprefix(target.openings[0]).strip())) for form in _IN_WORDS for a in asked]
     prompts = chat.prompt_ids([p for _, p in pairs])
     said = sampled(chat, prompts, KEPT_TOKENS, KEPT_TEMPERATURE, revealed.seed) if pairs else []
     texts = [whole(g.text, g.ended) for g in said]

@@ -14,6 +14,7 @@ from expunge.reveal.bandit import BanditConfig
 from expunge.reveal.memo import Memo
 from expunge.reveal.score import harmonic
 from expunge.reveal.search import RevealConfig, search
+from expunge.reveal.soft import SoftPrompts
 from expunge.reveal.subject import subject
 from expunge.reveal.targets import Target, checked, plain_task
 from expunge.reveal.tasks import oracle
@@ -209,3 +210,16 @@ def test_the_relevance_of_a_subject():
     assert len(set(about.written)) == 100
     with pytest.raises(InputError, match="--subject"):
         subject(" ")
+
+
+def test_openings_take_turns_and_each_instruction_has_its_own(tiny):
+    openings = ("Tell me of", "List all that", "Say")
+    soft = SoftPrompts(tiny, "An instruction was given. It was:", openings, 1.0, 1.5, 0)
+    points = soft.points(9)
+    texts = soft.decoded(points, 1)
+    assert texts == soft.decoded(points, 1)
+    said = [(n, text) for n, text in enumerate(texts) if text]
+    assert len(said) > 3
+    assert all(text.startswith(f"{openings[n % 3]} ") for n, text in said)
+    alone = SoftPrompts(tiny, "An instruction was given. It was:", openings[:1], 1.0, 1.5, 0)
+    assert alone.decoded(points[::3], 1) == texts[::3]  # the first is drawn first
