@@ -30,7 +30,7 @@ def main() -> None:
 
     from expunge import evaluate, load_model
     from expunge.data.pistol import contracts
-    from expunge.evaluation.refusal import add_refusal
+    from expunge.evaluation.refusal import add_refusal_and_coherence
     from expunge.models.generation import greedy, score_answers
 
     model = load_model("smollm2")
@@ -48,7 +48,7 @@ def main() -> None:
         taken["forward"].append(time.perf_counter() - begin)
         begin = time.perf_counter()
         found = evaluate(model, roles, max_new_tokens=MAX_NEW_TOKENS)
-        add_refusal(found, model, found.answers["forget"])
+        add_refusal_and_coherence(found, model, found.answers["forget"])
         found.intervals()
         taken["evaluation"].append(time.perf_counter() - begin)
     seconds = {name: statistics.median(values) for name, values in taken.items()}

@@ -23,7 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 def code() -> str:
     """A hash of the package and of this file: figures of other code are not taken up again."""
-    from expunge.run import code_version
+    from expunge.provenance import code_version
 
     return hashlib.sha256(code_version().encode() + Path(__file__).read_bytes()).hexdigest()[:12]
 

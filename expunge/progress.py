@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from .data.examples import Example
@@ -103,6 +103,11 @@ class Reporter:
         if encoder := last.get("refusal_encoder"):
             self.say(f"refusal quality by {encoder}")
 
+    def rounds(self, log: Sequence[dict[str, Any]]) -> None:
+        """The rounds of a release, one line each."""
+        for number, one in enumerate(log, 1):
+            self.say(f"  round {number}: {_round(one)}")
+
     def samples(self, task: dict[str, Sequence[Example]], columns: dict[str, Evaluation]) -> None:
         """Three answers a role, before and after; shown here only, never written."""
         from .data.prompts import question
@@ -115,6 +120,16 @@ class Reporter:
                 self.say(f"\n[{role}] {_short(question(rows[n].prompt))}   (true: {_short(rows[n].response, 60)})")
                 for name, answer in answers.items():
                     self.say(f"  {name:>7}: {_short(answer)}")
+
+
+def _round(log: dict[str, Any]) -> str:
+    if "forget_step" not in log:
+        return "no step kept what is to be kept" if log.get("tried") else "nothing of it is shown any more"
+    parts = [f"lambda_f {log['forget_step']:g}", f"lambda_r {log['retain_step'] * log['forget_step']:g}"]
+    parts += [f"{name} {log[name]:.3f}" for name in ("forget", "kept")]
+    parts += [f"norms {log['forget_norm']:.2f}, {log['retain_norm']:.2f}"] if "retain_norm" in log else []
+    parts += [f"cosine {log['cosine']:.3f}, |A_r A_f^T| {log['interference']:.1f}"] if "cosine" in log else []
+    return ", ".join(parts)
 
 
 def _short(text: str, width: int = 140) -> str:

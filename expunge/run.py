@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
-import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
 from .data import prompts
 from .data.examples import ForgetTask, read_examples, split_group
-from .data.files import text_of
 from .errors import InputError
 from .files import check_free, new_folder, write_whole
 from .progress import Reporter
+from .provenance import salt, versions
 from .reveal.run import check, staged_task
-from .spec import AbilitySpec, DataSpec, ModelSpec, RunSpec, public
+from .spec import DataSpec, ModelSpec, RunSpec, public
 
 if TYPE_CHECKING:
     from .edits import Edit
@@ -162,8 +156,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     for warning in found.meta.get("warnings", ()):
         reporter.say(f"warning: {warning}")
     rounds = [*found.meta.get("round_log", ())]
-    for number, one in enumerate(rounds, 1):
-        reporter.say(_round(number, one))
+    reporter.rounds(rounds)
     if edit is not None:
         edit.revert(chat)
         found = edit.compose(found)
@@ -202,18 +195,6 @@ def _unlearn(chat: ChatModel, task: ForgetTask, name: str, settings: dict[str, A
 
     with reporter.stage("unlearn") as advance:
         return run_method(chat, task, name, settings, advance)
-
-
-def _round(number: int, log: dict[str, Any]) -> str:
-    """A round of release in a line."""
-    if "forget_step" not in log:
-        why = "no step kept what is to be kept" if log.get("tried") else "nothing of it is shown any more"
-        return f"  round {number}: {why}"
-    parts = [f"lambda_f {log['forget_step']:g}", f"lambda_r {log['retain_step'] * log['forget_step']:g}"]
-    parts += [f"{name} {log[name]:.3f}" for name in ("forget", "kept")]
-    parts += [f"norms {log['forget_norm']:.2f}, {log['retain_norm']:.2f}"] if "retain_norm" in log else []
-    parts += [f"cosine {log['cosine']:.3f}, |A_r A_f^T| {log['interference']:.1f}"] if "cosine" in log else []
-    return f"  round {number}: {', '.join(parts)}"
 
 
 def _write(chat: ChatModel, edit: Edit, spec: RunSpec, report: dict[str, Any], out: Path) -> None:
@@ -257,43 +238,6 @@ def _card(spec: RunSpec, report: dict[str, Any]) -> str:
             ]
     lines += ["", "The full figures stand in expunge.json. The way back is the base model.", ""]
     return "\n".join(lines)
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"expunge": __version__, "python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "transformers", "peft", "safetensors", "numpy")
-    }
-
-
-@cache
-def code_version(part: str = "") -> str:
-    """A hash of the package's source files, or of those of a part of it."""
-    files = sorted((Path(__file__).parent / part).rglob("*.py"))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
-
-
-def salt() -> bytes:
-    """The secret that private fields are hashed with: made once, kept in the user's cache, never written elsewhere."""
-    from filelock import FileLock
-
-    from .models.loading import cache_dir
-
-    file = cache_dir() / "salt"
-
-    def there() -> bool:
-        return file.exists() and file.stat().st_size > 0
-
-    if not there():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            if not there():
-                opened, name = tempfile.mkstemp(prefix=".salt-", dir=file.parent)  # for its owner only
-                with open(opened, "wb") as f:
-                    f.write(secrets.token_bytes(32))
-                os.replace(name, file)  # another process finds it whole, or not at all
-    return file.read_bytes()
 
 
 class _Stages:
@@ -351,58 +295,6 @@ class _Stages:
         value = make()
         write_whole(file, json.dumps(value))
         return value
-
-
-def evaluate_run(spec: RunSpec, abilities: AbilitySpec, reporter: Reporter) -> Evaluation:
-    """Evaluates the roles for which a file is given, and the abilities that are asked for."""
-    from .evaluation.refusal import add_refusal
-    from .evaluation.scores import JUDGED, Evaluation, evaluate
-
-    roles: dict[str, Any] = {}
-    if spec.data.data:
-        rows = read_examples(spec.data.data, spec.data.limit)
-        if spec.data.forget_group:
-            roles["forget"], roles["retain"] = split_group(rows, spec.data.forget_group, spec.data.data)
-        else:
-            roles["general"] = rows
-    for role in JUDGED:
-        if name := getattr(spec.data, role):
-            roles[role] = read_examples(name, spec.data.limit)
-    if not roles and abilities == AbilitySpec():
-        raise InputError("nothing to evaluate: pass --forget, --retain, --general or another role's file, or --mmlu N")
-    task = ForgetTask(**roles)
-    with reporter.stage("load"):
-        chat = load(spec.model)
-    result = Evaluation()
-    if roles:
-        with reporter.stage("evaluate", sum(len(r) for r in roles.values())) as advance:
-            result = evaluate(chat, task, **spec.evaluation.model_dump(), progress=advance)
-    if answers := result.answers.get("forget"):
-        add_refusal(result, chat, answers)
-    _add_abilities(result, chat, abilities, reporter)
-    return result
-
-
-def _add_abilities(found: Evaluation, chat: ChatModel, spec: AbilitySpec, reporter: Reporter) -> None:
-    """Accuracies and perplexity by name."""
-    from .data.abilities import gsm8k, mmlu
-    from .evaluation import abilities, harness, likelihood
-
-    if spec.mmlu:
-        questions, solved = mmlu(spec.mmlu)
-        with reporter.stage("mmlu", len(questions)) as advance:
-            found.add("mmlu", abilities.choice_accuracy(chat, questions, solved, advance))
-    if spec.gsm8k:
-        problems = gsm8k(spec.gsm8k)
-        with reporter.stage("gsm8k", len(problems)) as advance:
-            found.add("gsm8k", abilities.gsm8k_accuracy(chat, problems, progress=advance))
-    if spec.text:
-        with reporter.stage("perplexity"):
-            found["perplexity"] = likelihood.perplexity(chat, text_of(spec.text))
-    if spec.lm_eval:
-        with reporter.stage("lm-eval"):
-            tasks = harness.harness(chat, spec.lm_eval, spec.lm_eval_limit)
-        found |= {f"{task} {metric}": value for task, values in tasks.items() for metric, value in values.items()}
 
 
 def revert_run(checkpoint: Path, edit: Path, out: Path, overwrite: bool) -> None:

@@ -186,9 +186,9 @@ def evaluate(
     quiet: bool,
     rows: Annotated[str | None, typer.Option(help="file for the per-row values (JSON)")] = None,
 ) -> None:
+    from .evaluating import evaluate_run
     from .files import write_whole
     from .progress import Reporter
-    from .run import evaluate_run
 
     reporter = Reporter(quiet)
     asked = {path.partition(".")[2]: given.pop(path) for path in [*given] if path.startswith("abilities.")}

@@ -80,7 +80,7 @@ def test_nothing_in_the_output_names_the_subject(run, tiny_folder, files, tmp_pa
 
 
 def test_the_salt_is_made_once_and_whole(monkeypatch, tmp_path):
-    from expunge.run import salt
+    from expunge.provenance import salt
 
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path))
     (tmp_path / "salt").touch()  # as another process leaves it that is killed, or has not written it yet

@@ -14,8 +14,8 @@ from ..evaluation import privacy
 from ..evaluation.abilities import choice_accuracy, gsm8k_accuracy
 from ..evaluation.behaviours import BEHAVIOURS
 from ..evaluation.headlines import HEADLINES
-from ..evaluation.likelihood import perplexity
-from ..evaluation.refusal import add_refusal
+from ..evaluation.likelihood import loss, perplexity, token_loss
+from ..evaluation.refusal import add_refusal_and_coherence
 from ..evaluation.scores import Evaluation, evaluate
 from ..models.generation import score_answers
 from ..models.loading import ChatModel
@@ -63,7 +63,9 @@ def judge(
         if suite.text:
             done["perplexity"] = perplexity(chat, suite.text)
         if suite.solutions:
-            done["perplexity"] = math.exp(_loss(chat, suite.solutions))
+            prompts, responses = zip(*((e.prompt, e.response) for e in suite.solutions), strict=True)
+            scored = score_answers(chat, chat.prompt_ids(prompts), chat.answer_ids(responses))
+            done["perplexity"] = math.exp(token_loss(scored))
             if arithmetic:
                 found.add("gsm8k", gsm8k_accuracy(chat, suite.solutions))
     spoken = "forget" if "forget" in suite.judge else next(iter(suite.judge))
@@ -71,7 +73,7 @@ def judge(
     gold = found if is_retrained else retrained
     if gold and "holdout" in found:
         found["auc_reference"] = privacy.auc(*(privacy.reference(found, gold, r) for r in ("forget", "holdout")))
-    add_refusal(found, chat, answers, _perplexities(chat, suite.judge[spoken], answers))
+    add_refusal_and_coherence(found, chat, answers, _perplexities(chat, suite.judge[spoken], answers))
     return found, {
         "metrics": dict(found),
         "headline": {name: HEADLINES[name](found, gold) for name in suite.headline} | done,
@@ -83,18 +85,11 @@ def _gradient_norms(chat: ChatModel, suite: Suite, role: str) -> list[float]:
     return privacy.gradient_norm(chat, rows_of(chat, [(e.prompt, e.response) for e in suite.judge[role]]))
 
 
-def _loss(chat: ChatModel, rows: Sequence[Example]) -> float:
-    """Of the rows' responses, a token, in nats."""
-    scored = score_answers(chat, chat.prompt_ids([e.prompt for e in rows]), chat.answer_ids([e.response for e in rows]))
-    logs = [x for s in scored for x in s.log_probs]
-    return -sum(logs) / len(logs)
-
-
 def _perplexities(chat: ChatModel, rows: Sequence[Example], answers: Sequence[str]) -> list[float]:
     """Of the answers to these rows under the model before the edit."""
     prompts = chat.prompt_ids([e.prompt for e in rows])
     ids = [i or [0] for i in chat.tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
-    losses = [-sum(s.log_probs) / len(s.log_probs) for s in score_answers(chat, prompts, ids)]
+    losses = map(loss, score_answers(chat, prompts, ids))
     return [math.exp(x) if x < LARGEST_LOSS else math.inf for x in losses]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import append_line, whole_lines, write_whole
-from ..run import salt
+from ..provenance import salt
 
 
 def digest(value: Any) -> str:

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..evaluation.behaviours import BEHAVIOURS
 from ..methods import method
 from ..progress import Reporter
-from ..run import versions
+from ..provenance import versions
 from ..spec import BenchSpec, RevealSpec, checked
 from . import settings
 from .estimate import Rates, seconds, words

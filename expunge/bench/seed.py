@@ -23,8 +23,8 @@ from ..methods.tuning import rouge, spoken, trial_loss
 from ..models.loading import ChatModel, cache_dir, load_model, resolve
 from ..models.training import TrainConfig, rows_of, train
 from ..progress import Reporter
+from ..provenance import code_version, versions
 from ..reveal.run import reveal_config, shown_by, staged_task
-from ..run import code_version, versions
 from ..spec import BenchSpec, RevealSpec
 from . import memory, settings
 from .judging import applied, judge

@@ -137,7 +137,7 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
         "settings with as many epochs as take the time of LUNAR's search. Seconds: of the one fit; with tuning: of all.",
         *_tried(rows),
     ]
-    if len(codes := {r["code"] for r in whole if "code" in r}) > 1:
+    if len(codes := {r.get("code") for r in whole}) > 1:
         out += ["", f"Made by {len(codes)} versions of the code; a cell whose settings or rows changed was made again."]
     if ratios := compared(rows):
         out += ["", *ratios]

@@ -222,16 +222,15 @@ def lume(seed: int = 0, documents: int | None = None, mmlu: int = 200) -> Suite:
     chosen: dict[str, list[Example]] = {"forget": [], "retain": [], "holdout": []}
     for role in ("forget", "retain"):
         rows = list(json_rows(data_file(f"lume/{role}.jsonl", LUME_HOW), ("id", "input", "output", "task")))
+        for n, row in enumerate(rows, 1):
+            if row["task"] not in LUME_TASKS:
+                raise InputError(f"lume, {role} row {n}: column 'task' has {row['task']!r}, not Task1, Task2 or Task3")
         for place, task in enumerate(LUME_TASKS):
             names = list(dict.fromkeys(_document(r, n) for n, r in enumerate(rows, 1) if r["task"] == task))
             rng.shuffle(names)
             share = len(names) if documents is None else _share(documents // 2, place)
             taken = {"": set(names[:share]), "holdout": set(names[share : share + _share(HOLDOUT_DOCUMENTS, place)])}
             for n, row in enumerate(rows, 1):
-                if row["task"] not in LUME_TASKS:
-                    raise InputError(
-                        f"lume, {role} row {n}: column 'task' has {row['task']!r}, not Task1, Task2 or Task3"
-                    )
                 if row["task"] != task:
                     continue
                 if _document(row, n) in taken[""]:

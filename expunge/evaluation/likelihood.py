@@ -53,6 +53,12 @@ def loss(scored: Scored) -> float:
     return -sum(scored.log_probs) / len(scored.log_probs)
 
 
+def token_loss(scored: Sequence[Scored]) -> float:
+    """The same over all tokens of several answers."""
+    logs = [x for one in scored for x in one.log_probs]
+    return -sum(logs) / len(logs)
+
+
 def truth_ratio(correct: Scored, wrong: Sequence[Scored]) -> float:
     """R = p_wrong / p_correct, p = exp(-mean over answers of their mean loss) (TOFU).
 

@@ -17,7 +17,7 @@ def refusal_quality(answers: Sequence[str], encoder: Encoder, references: Sequen
     return (encoder([a or " " for a in answers]) @ known.T).amax(1).tolist()
 
 
-def add_refusal(
+def add_refusal_and_coherence(
     found: Evaluation, chat: ChatModel, answers: Sequence[str], perplexities: Sequence[float] | None = None
 ) -> None:
     """Adds the mean refusal quality of the answers, and by which encoder, and their coherence.

@@ -77,13 +77,9 @@ class Evaluation(dict[str, Any]):
 
     def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
         """role -> metric -> 95% bootstrap interval of its mean over the rows."""
-        roles = self.roles()
+        metrics = {name: [m for m in values if m != "rows"] for name, values in self.roles().items()}
         return {
-            role: {
-                metric: interval([r[metric] for r in rows])
-                for metric in roles.get(role, {role: 0.0})
-                if metric != "rows"
-            }
+            role: {metric: interval([r[metric] for r in rows]) for metric in metrics.get(role, [role])}
             for role, rows in self.rows.items()
         }
 

@@ -19,6 +19,7 @@ from ..data.examples import Example, ForgetTask
 from ..data.prompts import abstentions, general_split, question
 from ..edits import Edit
 from ..errors import Diverged
+from ..evaluation.likelihood import token_loss
 from ..evaluation.text import exact_match
 from ..models.activations import Shelf
 from ..models.generation import greedy, sampled, score_answers
@@ -303,8 +304,7 @@ class Speech:
         self.chat.model.eval()
         scored = score_answers(self.chat, self.prompts, self.answers)
         self.chat.model.train(training)
-        mean = sum(sum(s.log_probs) for s in scored) / sum(len(s.log_probs) for s in scored)
-        if not mean > -math.log(self.chat.model.config.get_text_config().vocab_size):
+        if not token_loss(scored) < math.log(self.chat.model.config.get_text_config().vocab_size):
             raise Diverged(
                 step, "the model no longer speaks (it finds its own earlier answers less likely than chance)"
             )

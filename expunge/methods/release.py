@@ -24,8 +24,9 @@ from ..data.examples import RELEVANT, Example, ForgetTask, Prompt
 from ..data.prompts import general_split, rewrites
 from ..edits import Edit, LowRank
 from ..errors import ExpungeError, InputError, NothingToForget
+from ..evaluation.likelihood import token_loss
 from ..evaluation.text import rouge_recall
-from ..models.generation import Scored, greedy, sampled, score_answers
+from ..models.generation import greedy, sampled, score_answers
 from ..models.loading import ChatModel
 from ..models.training import TrainConfig, orthogonality, rows_of, train
 
@@ -199,16 +200,11 @@ def figures(chat: ChatModel, task: ForgetTask, held: HeldOut, config: ReleaseCon
         shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
     given = greedy(chat, chat.prompt_ids([e.prompt for e in held.keep]), tokens, held.said)
     kept = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
-    nlls = [_nll([a.scored for a in given if a.scored])]
+    nlls = [token_loss([a.scored for a in given if a.scored])]
     if held.retain:
         prompts = chat.prompt_ids([e.prompt for e in held.retain])
-        nlls.append(_nll(score_answers(chat, prompts, chat.answer_ids([e.response for e in held.retain]))))
+        nlls.append(token_loss(score_answers(chat, prompts, chat.answer_ids([e.response for e in held.retain]))))
     return Figures(sum(shown) / len(shown), sum(kept) / len(kept), tuple(nlls))
-
-
-def _nll(scored: Sequence[Scored]) -> float:
-    logs = [x for one in scored for x in one.log_probs]
-    return -sum(logs) / len(logs)
 
 
 def _said(

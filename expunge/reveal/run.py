@@ -16,6 +16,7 @@ from ..errors import InputError, NothingToForget, unknown
 from ..files import write_whole
 from ..plots import svg
 from ..progress import Reporter
+from ..provenance import code_version
 from ..spec import RevealSpec, RunSpec
 
 if TYPE_CHECKING:
@@ -77,11 +78,13 @@ def shown_by(spec: RevealSpec, chat: ChatModel) -> dict[str, Any]:
 
 
 def memo_of(chat: ChatModel, spec: RevealSpec, config: RevealConfig, folder: Path) -> Memo:
-    """What a search has paid for, in a folder; what another model, precision or spec paid for is not taken up."""
+    """What a search has paid for, in a folder; what another model, precision, spec or version paid for is not
+    taken up."""
     from ..evaluation.embedding import encoder_for
     from .memo import Memo
 
     model = [chat.source, str(chat.model.dtype), chat.mixed_precision, chat.template, encoder_for(chat)[0]]
+    model.append(code_version("reveal"))  # other code has other features and draws
     return Memo(
         folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"}), "model": model}
     )

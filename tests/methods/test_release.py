@@ -218,7 +218,7 @@ def test_what_is_kept_of_the_models_own_is_what_it_usually_says(pico, small_task
 
     def loss():
         said = module._said(chat, rows, small_task, config)[1]
-        return module._nll(score_answers(chat, chat.prompt_ids([e.prompt for e in rows]), said))
+        return module.token_loss(score_answers(chat, chat.prompt_ids([e.prompt for e in rows]), said))
 
     usual = loss()
     monkeypatch.setattr(module, "SAID_TEMPERATURE", 1.0)

@@ -57,19 +57,27 @@ def test_what_was_tried_is_less_uncertain_and_every_fit_starts_anew():
     assert all(torch.equal(a, b) for a, b in zip(weights, bandit._net.parameters(), strict=True))
 
 
-def test_the_surrogate_begins_at_the_mean_and_learns_from_noise_no_more_than_it_should():
-    """Of scores that are noise it says the mean nearly everywhere: no network's own outputs, no fit to the noise."""
-    bandit = NeuralUCB(40, BanditConfig(exploration=0.0))
+def test_the_surrogate_begins_at_the_mean_and_is_held_there_by_the_decay():
+    """No random network's own outputs, and the less fit to noise the more decay."""
     seen, others = features(40, 40), features(40, 40, seed=1)
     noise = torch.randn(40, generator=torch.Generator().manual_seed(2)) * 0.1 + 0.4
-    bandit.fit(seen, noise.tolist())
-    assert float(bandit.ucb(others).std()) < 0.8 * float(noise.std())
-    assert float(bandit.ucb(others).mean()) == pytest.approx(float(noise.mean()), abs=0.05)
+
+    def said(**given) -> torch.Tensor:
+        bandit = NeuralUCB(40, BanditConfig(exploration=0.0, **given))
+        bandit.fit(seen, noise.tolist())
+        return bandit.ucb(others)
+
+    assert said(steps=0).tolist() == pytest.approx([float(noise.mean())] * 40)
+    assert said(decay=1000.0).std() < 0.1 * said(decay=0.0).std()
+
+
+def test_what_a_score_depends_on_is_learned_from_few():
+    bandit, seen, others = NeuralUCB(40, BanditConfig(exploration=0.0)), features(40, 40), features(40, 40, seed=1)
     direction = torch.randn(40, generator=torch.Generator().manual_seed(3))
-    truth = lambda x: torch.sigmoid((x - 1) @ direction / 20)  # noqa: E731
-    bandit.fit(seen, (truth(seen) + 0.3 * noise).tolist())
-    found = torch.corrcoef(torch.stack([bandit.ucb(others), truth(others)]))[0, 1]
-    assert float(found) > 0.6
+    truth, told = (torch.sigmoid((x - 1) @ direction / 20) for x in (others, seen))
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(2)) * 0.03
+    bandit.fit(seen, (told + noise).tolist())
+    assert float(torch.corrcoef(torch.stack([bandit.ucb(others), truth]))[0, 1]) > 0.6
 
 
 def test_it_finds_better_arms_than_chance_does():
