@@ -91,12 +91,28 @@ class ReleaseConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class Figures:
-    """Of the held-out rows. forget: mean relevance of answers, or ROUGE-1. kept: ROUGE-1. nlls: a token, in nats, of what
-    the model said before to what is to be kept, and of retain rows."""
+    """Of the held-out rows. forget: mean relevance of answers, or ROUGE-1; None: not looked at. kept: ROUGE-1. nlls: a
+    token, in nats, of what the model said before to what is to be kept, and of retain rows."""
 
-    forget: float
+    forget: float | None
     kept: float
     nlls: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of what is kept. kept: least ROUGE-1. nlls: the largest."""
+
+    kept: float
+    nlls: tuple[float, ...]
+
+    @classmethod
+    def of(cls, before: Figures, config: ReleaseConfig) -> Limits:
+        rise = math.log(config.perplexity)
+        return cls(config.keep * before.kept, tuple(nll + rise for nll in before.nlls))
+
+    def hold(self, kept: float, nlls: Sequence[float]) -> bool:
+        return kept >= self.kept and all(now <= most for now, most in zip(nlls, self.nlls, strict=True))
 
 
 @dataclass(frozen=True)
@@ -127,14 +143,17 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
     held = HeldOut(forget_held, *_said(chat, keep, task, config), retain_held if keep is not retain_held else ())
 
-    def look() -> Figures:
-        return figures(chat, task, held, config)
-
-    before = look()
-    if not before.forget > 0:
+    before = figures(chat, task, held, config)
+    if not before.forget:
         raise NothingToForget(
             "nothing to forget: none of the model's answers to the held-out forget prompts shows any of it"
         )
+    limits = Limits.of(before, config)
+
+    def look() -> tuple[Figures, bool]:
+        found = figures(chat, task, held, config, limits)
+        return found, limits.hold(found.kept, found.nlls)
+
     current: Edit | None = None
     best, taken = None, 0  # the edit of the best round, and how many rounds are in it
     left, gains, log = [before.forget], [], []
@@ -149,7 +168,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
                     break
                 rows = random.Random(config.seed + number).sample(list(rows), min(len(rows), config.rows))
                 kept, gone = _modules(chat, rows, retain, config, number, progress)
-                step, chosen = _chosen(chat, kept, gone, config, before, left[-1], look)
+                step, chosen = _chosen(chat, kept, gone, config, left[-1], look)
         except ExpungeError as e:
             if best is None:
                 raise
@@ -187,9 +206,20 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     return edit
 
 
-def figures(chat: ChatModel, task: ForgetTask, held: HeldOut, config: ReleaseConfig) -> Figures:
-    """What the held-out rows say of the model as it stands."""
+def figures(
+    chat: ChatModel, task: ForgetTask, held: HeldOut, config: ReleaseConfig, limits: Limits | None = None
+) -> Figures:
+    """What the held-out rows say of the model as it stands. What is left of what is forgotten takes most of the time; it is
+    not looked at where what is kept is outside the limits."""
     tokens = config.max_new_tokens or LONGEST
+    given = greedy(chat, chat.prompt_ids([e.prompt for e in held.keep]), tokens, held.said)
+    each = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
+    kept, nlls = sum(each) / len(each), [token_loss([a.scored for a in given if a.scored])]
+    if held.retain:
+        prompts = chat.prompt_ids([e.prompt for e in held.retain])
+        nlls.append(token_loss(score_answers(chat, prompts, chat.answer_ids([e.response for e in held.retain]))))
+    if limits and not limits.hold(kept, nlls):
+        return Figures(None, kept, tuple(nlls))
     prompts = chat.prompt_ids([e.prompt for e in held.forget])
     if task.relevance:
         asked = [p for p in prompts for _ in range(config.answers)]
@@ -198,13 +228,7 @@ def figures(chat: ChatModel, task: ForgetTask, held: HeldOut, config: ReleaseCon
     else:
         texts = [g.text for g in greedy(chat, prompts, tokens)]
         shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
-    given = greedy(chat, chat.prompt_ids([e.prompt for e in held.keep]), tokens, held.said)
-    kept = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
-    nlls = [token_loss([a.scored for a in given if a.scored])]
-    if held.retain:
-        prompts = chat.prompt_ids([e.prompt for e in held.retain])
-        nlls.append(token_loss(score_answers(chat, prompts, chat.answer_ids([e.response for e in held.retain]))))
-    return Figures(sum(shown) / len(shown), sum(kept) / len(kept), tuple(nlls))
+    return Figures(sum(shown) / len(shown), kept, tuple(nlls))
 
 
 def _said(
@@ -325,16 +349,15 @@ def _chosen(
     kept: Edit | None,
     gone: Edit,
     config: ReleaseConfig,
-    before: Figures,
     left: float,
-    look: Callable[[], Figures],
+    look: Callable[[], tuple[Figures, bool]],
 ) -> tuple[Edit | None, dict[str, Any]]:
     """(the step, what was tried): with the largest lambda_f at which any lambda_r stays within the limits and forgets
     something, and of these lambda_r the one with the least left of what is forgotten. Where none forgets, the one within
     the limits with the least left; None where none is within them.
 
     Args:
-        left: of what is forgotten, before the step.
+        left: of what is forgotten, before the step. look: at the model as it stands; whether it is within the limits.
     """
     tried: list[dict[str, Any]] = []
     best: tuple[float, Edit, dict[str, Any]] | None = None
@@ -344,11 +367,9 @@ def _chosen(
             if kept and retain_step:
                 step = kept.times(retain_step * forget_step).compose(step)
             with step.applied(chat, check=False):  # both modules were just made on it
-                found = look()
-            rises = (now - then for now, then in zip(found.nlls, before.nlls, strict=True))
-            within = found.kept >= config.keep * before.kept and all(r <= math.log(config.perplexity) for r in rises)
+                found, within = look()
             tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found), "within": within})
-            if within and (best is None or found.forget < best[0]):
+            if within and found.forget is not None and (best is None or found.forget < best[0]):
                 best = found.forget, step, tried[-1]
         if best and best[0] < left:  # a smaller step forgets less
             break
