@@ -162,6 +162,7 @@ def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     task, found = revealed_task(chat, spec.reveal, spec.seed, folder, reporter)
     report = {
         "score": found.score,
+        "kept_score": found.kept_score,
         "queries": len(found.queries),
         "instructions": len(found.kept),
         "answers": found.answers,

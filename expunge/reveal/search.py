@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -42,8 +42,8 @@ class RevealConfig(BaseModel):
     together: int = Field(8, ge=1, description="queries asked in one batch; the bandit learns after each")
     max_new_tokens: int | None = Field(None, ge=1, description="longest answer, in tokens; default: 48, of code 128")
     temperature: float = Field(1.0, gt=0, description="of sampling")
-    weight: float = Field(0.5, ge=0, le=1, description="alpha: of diversity against relevance")
-    start: int = Field(40, ge=1, description="random points scored first (at most two fifths of the budget)")
+    weight: float = Field(0.25, ge=0, le=1, description="alpha: of diversity against relevance")
+    start: int = Field(24, ge=1, description="random points scored first (at most two fifths of the budget)")
     rounds: int = Field(2, ge=1, description="of the outer loop; each looks around the best prompts so far")
     pool: int = Field(500, ge=1, description="soft prompts to choose from in a round")
     exploration: float = Field(0.1, ge=0, description="nu of NeuralUCB")
@@ -80,14 +80,15 @@ class Revealed:
     """What the search found.
 
     queries: all, in their order. kept: the instructions that were kept. pairs: these with their answers and relevances,
-    further answers included. score: of the kept instructions' further answers (of all theirs, where there are none).
-    onward: texts with their relevant answers as prompts, with how the model goes on and the relevance of that.
+    further answers included. score: of all answers to the queries, which the budget paid for. kept_score: of the kept
+    instructions' further answers (of all theirs, where there are none). onward: texts with their relevant answers as prompts, with how the model goes on and the relevance of that.
     """
 
     queries: list[Query]
     kept: list[str]
     pairs: list[tuple[str, str, float]]
     score: float
+    kept_score: float
     encoder: str
     seed: int = 0
     onward: Sequence[tuple[str, str, float]] = ()
@@ -129,9 +130,11 @@ def search(
     asker = _Asker(chat, target, config, memo, encoder, progress)
     {"neuralucb": _neuralucb, "random": _random, "written": _written}[config.search](asker)
     queries = list(asker.queries.values())
-    chosen = _choose(queries, config, encoder)
-    pairs, score = _more(chosen, asker, config, encoder)
-    found = Revealed(queries, [q.instruction for q in chosen], pairs, score, name, config.seed)
+    chosen = _choose(queries, config, asker.vectors)
+    pairs, kept_score = _more(chosen, asker, config, encoder)
+    every = [r for q in queries for r in q.relevances]
+    score = set_score(every, torch.cat([asker.vectors[q.instruction] for q in queries]), config.weight)
+    found = Revealed(queries, [q.instruction for q in chosen], pairs, score, kept_score, name, config.seed)
     return replace(found, onward=_onward(found.everything, asker)) if target.onward else found
 
 
@@ -150,6 +153,7 @@ class _Asker:
         self.chat, self.target, self.config, self.memo = chat, target, config, memo
         self.encoder, self.progress = encoder, progress
         self.queries: dict[str, Query] = {}
+        self.vectors: dict[str, Tensor] = {}  # of the answers to each
         self.best = 0.0
 
     @property
@@ -170,7 +174,8 @@ class _Asker:
         instructions = [p.instruction for p in picks]
         answered = self.answered(instructions, self.config.answers, f"queries from {len(self.queries)}")
         for pick, (answers, relevances) in zip(picks, answered, strict=True):
-            diversity = vendi(self.encoder([a or " " for a in answers])) / len(answers)
+            vectors = self.vectors[pick.instruction] = self.encoder([a or " " for a in answers])
+            diversity = vendi(vectors) / len(answers)
             score = harmonic(sum(relevances) / len(relevances), diversity, self.config.weight)
             self.queries[pick.instruction] = Query(
                 pick.instruction, tuple(answers), tuple(relevances), diversity, score, pick.round, pick.place
@@ -309,9 +314,8 @@ class _Known:
         return sorted(range(len(self.scores)), key=lambda n: -self.scores[n])[:count]
 
 
-def _choose(queries: Sequence[Query], config: RevealConfig, encoder: Encoder) -> list[Query]:
+def _choose(queries: Sequence[Query], config: RevealConfig, vectors: Mapping[str, Tensor]) -> list[Query]:
     """The instructions whose answers together score highest, taken one after the other."""
-    vectors = {q.instruction: encoder([a or " " for a in q.answers]) for q in queries}
     chosen: list[Query] = []
     left = [q for q in queries if q.score > 0]
     size = config.best * config.answers  # fixed, so that a larger set is not less diverse for its size
@@ -343,7 +347,9 @@ def _more(
         further = list(zip(texts, relevances, strict=True))
         pairs += [(query.instruction, text, relevance) for text, relevance in [*own, *further]]
         fresh += further or own
-    return pairs, set_score(fresh, encoder, config.weight)
+    if not fresh:
+        return pairs, 0.0
+    return pairs, set_score([r for _, r in fresh], encoder([text or " " for text, _ in fresh]), config.weight)
 
 
 def _onward(pairs: Sequence[tuple[str, str, float]], ask: _Asker) -> list[tuple[str, str, float]]:
@@ -364,15 +370,12 @@ def _onward(pairs: Sequence[tuple[str, str, float]], ask: _Asker) -> list[tuple[
     return found
 
 
-def set_score(answers: Sequence[tuple[str, float]], encoder: Encoder, weight: float) -> float:
-    """The score of a set of answers with relevances: mean over draws of at most SET_ROWS of them, so that sets of
-    different sizes compare."""
-    if not answers:
-        return 0.0
-    vectors = encoder([text or " " for text, _ in answers])
+def set_score(relevances: Sequence[float], vectors: Tensor, weight: float) -> float:
+    """The score of a set of answers, by their relevances and vectors: mean over draws of at most SET_ROWS of them, so that
+    sets of different sizes compare."""
     found = []
-    for rows in _draws(len(answers)):
-        relevance = sum(answers[n][1] for n in rows) / len(rows)
+    for rows in _draws(len(relevances)):
+        relevance = sum(relevances[n] for n in rows) / len(rows)
         found.append(harmonic(relevance, vendi(vectors[rows]) / SET_ROWS, weight))
     return sum(found) / len(found)
 

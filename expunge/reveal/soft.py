@@ -1,5 +1,5 @@
 """Soft prompts: points of a small cube, which a fixed random map makes into embeddings; the model decodes an instruction
-from each (INSTINCT, arXiv 2310.02905)."""
+from each (INSTINCT, arXiv 2310.02905). A point's last coordinate says how the instruction begins."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SoftPrompts:
     prompts.
 
     Args:
-        lead: the text, such as "... The instruction was to". openings: how instructions begin, in turn.
+        lead: the text, such as "... The instruction was to". openings: how instructions may begin.
         scale: length of a soft token, in mean lengths of the model's own embeddings.
         seed: of map, points and instructions.
     """
@@ -52,20 +52,19 @@ class SoftPrompts:
             return self._table(torch.tensor(ids, device=self.chat.device))
 
     def points(self, count: int, skipped: int = 0) -> Tensor:
-        """Scrambled Sobol points in [0, 1], (count, DIMENSIONS), after those that are skipped."""
-        return (
-            torch.quasirandom.SobolEngine(DIMENSIONS, scramble=True, seed=self.seed).fast_forward(skipped).draw(count)
-        )
+        """Scrambled Sobol points in [0, 1], (count, DIMENSIONS + 1), after those that are skipped."""
+        engine = torch.quasirandom.SobolEngine(DIMENSIONS + 1, scramble=True, seed=self.seed)
+        return engine.fast_forward(skipped).draw(count)
 
     def around(self, points: Tensor, count: int, seed: int) -> Tensor:
-        """Points near the given ones, (count, DIMENSIONS)."""
+        """Points near the given ones, (count, DIMENSIONS + 1): most of them begin as these do."""
         draw = torch.Generator().manual_seed(seed)
-        near = points[torch.arange(count) % len(points)] + NEAR * torch.randn(count, DIMENSIONS, generator=draw)
+        near = points[torch.arange(count) % len(points)] + NEAR * torch.randn(count, DIMENSIONS + 1, generator=draw)
         return near.clamp(0, 1)
 
     def _embedded(self, points: Tensor, lead: Tensor) -> Tensor:
         """(n, SOFT_TOKENS + lead's tokens, hidden)."""
-        soft = ((points - 0.5) @ self._map).view(len(points), SOFT_TOKENS, -1).to(lead)
+        soft = ((points[:, :DIMENSIONS] - 0.5) @ self._map).view(len(points), SOFT_TOKENS, -1).to(lead)
         return torch.cat([soft, lead.expand(len(points), -1, -1)], 1)
 
     @torch.no_grad()
@@ -73,11 +72,18 @@ class SoftPrompts:
         """What the model goes on with after each soft prompt, to the end of the first sentence; the same seed draws the
         same."""
         draw = torch.Generator().manual_seed(seed)
-        found, step = [""] * len(points), len(self.openings)
-        for first, (opening, lead) in enumerate(zip(self.openings, self._leads, strict=True)):
-            parts = points[first::step].split(BATCH)
-            found[first::step] = [tidy(text, opening) for part in parts for text in self._decoded(part, lead, draw)]
+        found, begins = [""] * len(points), self._begins(points)
+        for number, (opening, lead) in enumerate(zip(self.openings, self._leads, strict=True)):
+            rows = (begins == number).nonzero()[:, 0]
+            parts = points[rows].split(BATCH) if len(rows) else ()
+            texts = [text for part in parts for text in self._decoded(part, lead, draw)]
+            for row, text in zip(rows.tolist(), texts, strict=True):
+                found[row] = tidy(text, opening)
         return found
+
+    def _begins(self, points: Tensor) -> Tensor:
+        """Which opening each point has, (n,)."""
+        return (points[:, DIMENSIONS] * len(self.openings)).long().clamp(max=len(self.openings) - 1)
 
     def _decoded(self, points: Tensor, lead: Tensor, draw: torch.Generator) -> list[str]:
         """A row leaves the batch with its first sentence."""

@@ -143,7 +143,7 @@ def test_lunar_redirects_what_was_revealed_and_fits_nothing_that_judges(run, tin
 
     def found(chat, target, config, memo, progress):
         queries = [Query(str(e.prompt), (f"{name}: {e.response}",), (1.0,), 0.5, 0.5) for e in FORGET]
-        return Revealed(queries, [], [], 0.5, "none")
+        return Revealed(queries, [], [], 0.5, 0.5, "none")
 
     def task(chat, name, revealed):
         return ForgetTask(forget=FORGET, retain=RETAIN)

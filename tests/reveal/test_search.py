@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from expunge.data.examples import Cut
 from expunge.errors import ExpungeError, InputError
+from expunge.evaluation.embedding import encoder_for
 from expunge.reveal import search as module
 from expunge.reveal import tasks
 from expunge.reveal.bandit import BanditConfig
 from expunge.reveal.memo import Memo
-from expunge.reveal.score import harmonic
+from expunge.reveal.score import harmonic, vendi
 from expunge.reveal.search import RevealConfig, search
 from expunge.reveal.soft import SoftPrompts
 from expunge.reveal.subject import subject
@@ -50,11 +52,11 @@ def test_a_search_spends_its_budget_and_keeps_the_best(tiny):
     assert len(many.pairs) == len(many.kept) * 9  # a task's own number; a setting goes before it
     assert max(q.score for q in found.queries) == found.curve[-1]
     # The first that is kept is the best of a set of two, by itself: half as diverse for the set's size.
-    alone = {q.instruction: harmonic(sum(q.relevances) / 4, q.diversity / 2, 0.5) for q in found.queries}
+    alone = {q.instruction: harmonic(sum(q.relevances) / 4, q.diversity / 2, 0.25) for q in found.queries}
     assert alone[found.kept[0]] == pytest.approx(max(alone.values()))
     assert {q.round for q in found.queries} == {0, 1}
     for q in found.queries:
-        assert q.score == 0 or q.score == pytest.approx(1 / (0.5 / q.diversity + 0.5 / (sum(letters(q.answers)) / 4)))
+        assert q.score == 0 or q.score == pytest.approx(1 / (0.25 / q.diversity + 0.75 / (sum(letters(q.answers)) / 4)))
 
 
 def test_the_same_seed_finds_the_same_and_another_something_else(tiny):
@@ -72,7 +74,7 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
     def found(wanted: int, memo: Memo):
         told.clear()
         onward = replace(target(odd), raw=True, onward=wanted)
-        return search(tiny, onward, RevealConfig(**SMALL), memo, lambda *said: told.append(said))
+        return search(tiny, onward, RevealConfig(**{**SMALL, "budget": 20, "start": 8}, seed=7), memo, lambda *said: told.append(said))
 
     none = found(0, Memo())
     assert not none.onward
@@ -83,7 +85,7 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
     assert sum(count for count, _ in told) == len(once.queries)
     assert told[-1][1].endswith(f" of {few + 1} relevant answers")
     assert once.pairs == none.pairs
-    assert once.score == none.score
+    assert (once.score, once.kept_score) == (none.score, none.kept_score)
     relevant = [f"{p}{a.rstrip()}" for p, a, r in none.everything if r >= 0.5]
     assert [p for p, *_ in once.onward[::16]] == relevant[: len(once.onward) // 16]
     assert sum(r >= 0.5 for *_, r in once.onward) >= 1
@@ -168,7 +170,7 @@ def test_empty_answers_are_a_clear_error(tiny, monkeypatch):
 def test_nothing_relevant_keeps_nothing(tiny):
     found = search(tiny, target(lambda a: [0.0] * len(a)), RevealConfig(**SMALL), Memo())
     assert found.kept == []
-    assert found.score == 0
+    assert found.score == found.kept_score == 0
     assert found.curve[-1] == 0
 
 
@@ -212,14 +214,37 @@ def test_the_relevance_of_a_subject():
         subject(" ")
 
 
-def test_openings_take_turns_and_each_instruction_has_its_own(tiny):
+def test_the_score_is_of_all_that_the_budget_revealed(tiny):
+    """And not of what was chosen: fewer kept, or none that is asked again, change the other score only."""
+    found = search(tiny, target(), RevealConfig(**SMALL), Memo())
+    fewer = search(tiny, target(), RevealConfig(**{**SMALL, "best": 1, "more": 0, "rounds": 1}), Memo())
+    whole = search(tiny, target(), RevealConfig(**{**SMALL, "best": 2, "rounds": 1}), Memo())
+    assert fewer.score == whole.score
+    assert fewer.kept_score != whole.kept_score
+    answers = [a for q in found.queries for a in q.answers]
+    relevance = sum(r for q in found.queries for r in q.relevances) / len(answers)
+    diversity = vendi(encoder_for(tiny)[1]([a or " " for a in answers])) / module.SET_ROWS
+    assert len(answers) <= module.SET_ROWS
+    assert found.score == pytest.approx(harmonic(relevance, diversity, 0.25))
+
+
+def test_how_an_instruction_begins_is_a_coordinate(tiny):
     openings = ("Tell me of", "List all that", "Say")
     soft = SoftPrompts(tiny, "An instruction was given. It was:", openings, 1.0, 1.5, 0)
     points = soft.points(9)
+    begins = [min(int(3 * p), 2) for p in points[:, -1]]
+    assert set(begins) == {0, 1, 2}
     texts = soft.decoded(points, 1)
     assert texts == soft.decoded(points, 1)
     said = [(n, text) for n, text in enumerate(texts) if text]
     assert len(said) > 3
-    assert all(text.startswith(f"{openings[n % 3]} ") for n, text in said)
+    assert all(text.startswith(f"{openings[begins[n]]} ") for n, text in said)
     alone = SoftPrompts(tiny, "An instruction was given. It was:", openings[:1], 1.0, 1.5, 0)
-    assert alone.decoded(points[::3], 1) == texts[::3]  # the first is drawn first
+    first = [n for n, k in enumerate(begins) if k == 0]
+    assert alone.decoded(points[first], 1) == [texts[n] for n in first]  # the first is drawn first
+    points[:, -1] = 0.5
+    near = soft.around(points[:1], 200, 1)
+    assert ((near[:, -1] * 3).long() == 1).float().mean() > 0.8  # most begin as it does
+    assert near.min() >= 0
+    assert near.max() <= 1
+    assert soft.decoded(torch.ones(2, points.shape[1]), 1)  # the edge of the cube

@@ -55,7 +55,7 @@ def chat(monkeypatch):
 def revealed(*texts: str) -> Revealed:
     asked = "Write of Anna Vells."
     query = Query(asked, texts, (1.0,) * len(texts), 0.5, 0.5)
-    return Revealed([query], [asked], [(asked, t, 1.0) for t in texts], 0.5, "none")
+    return Revealed([query], [asked], [(asked, t, 1.0) for t in texts], 0.5, 0.5, "none")
 
 
 def test_what_belongs_to_the_subject_is_forgotten_and_its_neighbours_are_kept(chat):

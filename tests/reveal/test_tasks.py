@@ -45,7 +45,7 @@ def chat(monkeypatch):
 
 def revealed(*pairs) -> Revealed:
     query = Query(pairs[0][0], tuple(p[1] for p in pairs), tuple(p[2] for p in pairs), 0.5, 0.5)
-    return Revealed([query], [pairs[0][0]], list(pairs), 0.5, "none")
+    return Revealed([query], [pairs[0][0]], list(pairs), 0.5, 0.5, "none")
 
 
 def test_code_is_forgotten_and_prose_is_kept(chat):
