@@ -81,7 +81,8 @@ class Revealed:
 
     queries: all, in their order. kept: the instructions that were kept. pairs: these with their answers and relevances,
     further answers included. score: of all answers to the queries, which the budget paid for. kept_score: of the kept
-    instructions' further answers (of all theirs, where there are none). onward: texts with their relevant answers as prompts, with how the model goes on and the relevance of that.
+    instructions' further answers (of all theirs, where there are none). onward: texts with their relevant answers as
+    prompts, with how the model goes on and the relevance of that.
     """
 
     queries: list[Query]
