@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 
@@ -79,7 +80,8 @@ def test_answers_of_a_group_end_where_they_are_told_to(tiny):
 
 
 def test_members_are_told_from_rows_never_seen(tiny):
-    unseen = examples(*[(str(e.prompt).replace("Mara Quill", "Ada Moss"), e.response) for e in FACTS[:6]])
+    # The questions of others with answers of yet others: a tiny model may well guess a true answer about an unknown name.
+    unseen = examples(*[(e.prompt, other.response) for e, other in itertools.pairwise(FACTS[:7])])
     result = evaluate(tiny, ForgetTask(forget=FACTS[6:18], holdout=unseen), max_new_tokens=4)
     for kind in ("loss", "zlib", "min_k", "min_k_plus"):
         assert 0.7 < result[f"auc_{kind}"] <= 1

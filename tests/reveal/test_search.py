@@ -70,6 +70,7 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
         return [float(len(a) % 2) for a in answers]
 
     told: list[tuple[int, str]] = []
+    many = {**SMALL, "budget": 50, "start": 20, "together": 10, "pool": 80}  # to most raw prompts it says nothing
 
     def found(wanted: int, memo: Memo):
         told.clear()
@@ -77,7 +78,7 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
         return search(
             tiny,
             onward,
-            RevealConfig(**{**SMALL, "budget": 20, "start": 8}, seed=7),
+            RevealConfig(**many),
             memo,
             lambda *said: told.append(said),
         )
