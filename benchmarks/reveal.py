@@ -64,10 +64,8 @@ def main() -> None:
             }
             (folder / "found.json").write_text(json.dumps(record, indent=1) + "\n")
     for kind, values in scores.items():
-        told = ", ".join(
-            f"{name} {_told(column)}" for name, column in zip(("set", "kept"), zip(*values, strict=True), strict=True)
-        )
-        print(f"{kind}: {told} over {len(values)} seed(s)")
+        whole, kept = zip(*values, strict=True)
+        print(f"{kind}: set {_told(whole)}, kept {_told(kept)} over {len(values)} seed(s)")
 
 
 def _told(values: Sequence[float]) -> str:

@@ -91,8 +91,8 @@ class ReleaseConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class Figures:
-    """Of the held-out rows. forget: mean relevance of answers, or ROUGE-1; None: not looked at. kept: ROUGE-1. nlls: a
-    token, in nats, of what the model said before to what is to be kept, and of retain rows."""
+    """Of the held-out rows. forget: mean relevance of answers, or ROUGE-1; None: what is kept is outside the limits. kept:
+    ROUGE-1. nlls: a token, in nats, of what the model said before to what is to be kept, and of retain rows."""
 
     forget: float | None
     kept: float
@@ -150,9 +150,8 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         )
     limits = Limits.of(before, config)
 
-    def look() -> tuple[Figures, bool]:
-        found = figures(chat, task, held, config, limits)
-        return found, limits.hold(found.kept, found.nlls)
+    def look() -> Figures:
+        return figures(chat, task, held, config, limits)
 
     current: Edit | None = None
     best, taken = None, 0  # the edit of the best round, and how many rounds are in it
@@ -350,14 +349,14 @@ def _chosen(
     gone: Edit,
     config: ReleaseConfig,
     left: float,
-    look: Callable[[], tuple[Figures, bool]],
+    look: Callable[[], Figures],
 ) -> tuple[Edit | None, dict[str, Any]]:
     """(the step, what was tried): with the largest lambda_f at which any lambda_r stays within the limits and forgets
     something, and of these lambda_r the one with the least left of what is forgotten. Where none forgets, the one within
     the limits with the least left; None where none is within them.
 
     Args:
-        left: of what is forgotten, before the step. look: at the model as it stands; whether it is within the limits.
+        left: of what is forgotten, before the step. look: at the model as it stands.
     """
     tried: list[dict[str, Any]] = []
     best: tuple[float, Edit, dict[str, Any]] | None = None
@@ -367,9 +366,9 @@ def _chosen(
             if kept and retain_step:
                 step = kept.times(retain_step * forget_step).compose(step)
             with step.applied(chat, check=False):  # both modules were just made on it
-                found, within = look()
-            tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found), "within": within})
-            if within and found.forget is not None and (best is None or found.forget < best[0]):
+                found = look()
+            tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found)})
+            if found.forget is not None and (best is None or found.forget < best[0]):
                 best = found.forget, step, tried[-1]
         if best and best[0] < left:  # a smaller step forgets less
             break

@@ -29,4 +29,9 @@ def test_abstentions_are_nearer_to_abstentions_than_answers_are(tiny, packaged, 
     known = prompts.abstentions()
     said = refusal_quality(known[:5], encoder, known[5:])
     answered = refusal_quality(["Prague", "Paris is a city.", "He plays the drums.", "42", ""], encoder, known[5:])
-    assert sum(said) / 5 > sum(answered) / 5 + (0.1 if packaged else 0.0)  # a tiny model's own states are less sure
+    assert sum(said) > sum(answered)
+    # By order, as cosines of a model's own states lie closer together than the encoder's.
+    nearer = sum(a > b for a in said for b in answered) / 25
+    assert nearer > 0.7
+    if packaged:
+        assert sum(said) / 5 > sum(answered) / 5 + 0.1

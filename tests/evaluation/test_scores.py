@@ -84,7 +84,7 @@ def test_members_are_told_from_rows_never_seen(tiny):
     unseen = examples(*[(e.prompt, other.response) for e, other in itertools.pairwise(FACTS[:7])])
     result = evaluate(tiny, ForgetTask(forget=FACTS[6:18], holdout=unseen), max_new_tokens=4)
     for kind in ("loss", "zlib", "min_k", "min_k_plus"):
-        assert 0.7 < result[f"auc_{kind}"] <= 1
+        assert 0.9 < result[f"auc_{kind}"] <= 1
     assert result.roles().keys() == {"forget", "holdout"}
 
 

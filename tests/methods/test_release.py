@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,7 @@ def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
     assert left[0] > 0.8
     assert left[-1] < 0.5
     assert all(r["kept"] >= 0.7 * edit.meta["before"]["kept"] for r in log)
+    assert all(r["nlls"][0] <= edit.meta["before"]["nlls"][0] + math.log(1.3) for r in log)
     assert {"cosine", "interference", "forget_norm", "retain_norm", "tried"} <= log[0].keys()
     forget, keep = module._forget_split(tiny_task, config)[1], module._split(tiny_task.retain, config)[1]
     held = HeldOut(forget, *module._said(tiny, keep, tiny_task, config))
@@ -114,7 +116,12 @@ def test_retain_rows_of_the_same_prompts_come_first():
 
 def scripted(monkeypatch, *values: Figures) -> None:
     left = iter(values)
-    monkeypatch.setattr(module, "figures", lambda *_: next(left))
+
+    def said(chat, task, held, config, limits=None) -> Figures:
+        found = next(left)
+        return found if limits is None or limits.hold(found.kept, found.nlls) else replace(found, forget=None)
+
+    monkeypatch.setattr(module, "figures", said)
 
 
 def test_a_round_that_loses_utility_is_rolled_back(pico, small_task, monkeypatch):

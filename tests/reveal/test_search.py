@@ -75,13 +75,7 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
     def found(wanted: int, memo: Memo):
         told.clear()
         onward = replace(target(odd), raw=True, onward=wanted)
-        return search(
-            tiny,
-            onward,
-            RevealConfig(**many),
-            memo,
-            lambda *said: told.append(said),
-        )
+        return search(tiny, onward, RevealConfig(**many), memo, lambda *said: told.append(said))
 
     none = found(0, Memo())
     assert not none.onward
