@@ -44,7 +44,7 @@ class RevealConfig(BaseModel):
     temperature: float = Field(1.0, gt=0, description="of sampling")
     weight: float = Field(0.25, ge=0, le=1, description="alpha: of diversity against relevance")
     start: int = Field(24, ge=1, description="random points scored first (at most two fifths of the budget)")
-    rounds: int = Field(2, ge=1, description="of the outer loop; each looks around the best prompts so far")
+    rounds: int = Field(3, ge=1, description="of the outer loop; each looks around the best prompts so far")
     pool: int = Field(500, ge=1, description="soft prompts to choose from in a round")
     exploration: float = Field(0.1, ge=0, description="nu of NeuralUCB")
     scale: float = Field(1.0, gt=0, description="length of a soft token, in mean lengths of the model's embeddings")
@@ -199,13 +199,19 @@ class _Asker:
         config, target = self.config, self.target
         return SoftPrompts(self.chat, target.lead, target.openings, config.scale, config.wander, config.seed)
 
-    def decoded(self, soft: SoftPrompts, points: Tensor, round: int) -> tuple[list[str], Tensor]:
+    def decoded(
+        self, soft: SoftPrompts, points: Tensor, round: int, examples: Sequence[str] = ()
+    ) -> tuple[list[str], Tensor]:
         """(the instructions of a round's soft prompts, some of them empty; the features of each: what the model makes of
-        it as a prompt)."""
+        it as a prompt).
+
+        Args:
+            examples: the instruction that each soft prompt is shown, if any.
+        """
         seed = random.Random(f"{self.config.seed} instructions {round}").randrange(1 << 31)
 
         def make() -> tuple[list[str], Tensor]:
-            texts = soft.decoded(points, seed)
+            texts = soft.decoded(points, seed, examples)
             asked = [self.target.prompt(text or self.target.lead) for text in texts]
             return texts, pooled(self.chat, self.chat.prompt_ids(asked))
 
@@ -249,26 +255,29 @@ def _random(ask: _Asker) -> None:
 def _neuralucb(ask: _Asker) -> None:
     config, soft, known = ask.config, ask.soft_prompts(), _Known()
     points = soft.points(config.pool)
+    examples: list[str] = []
     for outer in itertools.count():
         before = ask.left
-        _round(ask, soft, points, outer, known)
+        _round(ask, soft, points, examples, outer, known)
         if not ask.left or (outer + 1 >= config.rounds and ask.left == before):  # spent, or nothing new
             return
-        points = soft.around(known.points[known.best(config.best)], config.pool, config.seed + outer + 1)
+        best = known.best(config.best)
+        points = soft.around(known.points[best], config.pool, config.seed + outer + 1)
+        examples = [known.texts[best[n % len(best)]] for n in range(config.pool)]
 
 
-def _round(ask: _Asker, soft: SoftPrompts, points: Tensor, outer: int, known: _Known) -> None:
-    """One round of the outer loop: points around the best so far (at first, all over the cube), of which the bandit picks
-    with all that was scored."""
+def _round(ask: _Asker, soft: SoftPrompts, points: Tensor, examples: Sequence[str], outer: int, known: _Known) -> None:
+    """One round of the outer loop: points around the best so far, each of which is shown the best one's instruction (at
+    first, points all over the cube, without examples), of which the bandit picks with all that was scored."""
     config = ask.config
-    texts, features = ask.decoded(soft, points, outer)
+    texts, features = ask.decoded(soft, points, outer, examples)
     first = {text: n for n, text in reversed([*enumerate(texts)])}  # of those that say the same
     untried = sorted(n for text, n in first.items() if text and text not in ask.queries)
 
     def score(places: Sequence[int]) -> None:
         ask(Pick(texts[n], outer, n) for n in places)
         for n in places:
-            known.add(points[n], features[n], ask.queries[texts[n]].score)
+            known.add(texts[n], points[n], features[n], ask.queries[texts[n]].score)
 
     if outer == 0:
         if not untried:
@@ -295,9 +304,11 @@ class _Known:
     def __init__(self) -> None:
         self._points: list[Tensor] = []
         self._features: list[Tensor] = []
+        self.texts: list[str] = []
         self.scores: list[float] = []
 
-    def add(self, point: Tensor, feature: Tensor, score: float) -> None:
+    def add(self, text: str, point: Tensor, feature: Tensor, score: float) -> None:
+        self.texts.append(text)
         self._points.append(point)
         self._features.append(feature)
         self.scores.append(score)

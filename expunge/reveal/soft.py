@@ -1,5 +1,6 @@
 """Soft prompts: points of a small cube, which a fixed random map makes into embeddings; the model decodes an instruction
-from each (INSTINCT, arXiv 2310.02905). A point's last coordinate says how the instruction begins."""
+from each (INSTINCT, arXiv 2310.02905). A point's last coordinate says how the instruction begins. Before it there can stand
+an instruction that did well, as an example: of a sampled instruction, a point near a good one's says little by itself."""
 
 from __future__ import annotations
 
@@ -38,18 +39,21 @@ class SoftPrompts:
         self, chat: ChatModel, lead: str, openings: Sequence[str], scale: float, temperature: float, seed: int
     ) -> None:
         self.chat, self.openings, self.temperature, self.seed = chat, openings, temperature, seed
+        self.lead = lead
         self._table = chat.model.get_input_embeddings()
-        self._leads = [self._embed(chat.prompt_ids([Raw(f"{lead} {opening}".rstrip())])) for opening in openings]
-        width = self._leads[0].shape[2]
+        width = self._table.weight.shape[1]
         draw = torch.Generator().manual_seed(seed)
         usual = float(self._table.weight.detach().float().norm(dim=1).mean())
         # A coordinate of a point, centred, has a mean square of 1/12.
         spread = scale * usual * (12 / (DIMENSIONS * width)) ** 0.5
         self._map = torch.randn(DIMENSIONS, SOFT_TOKENS * width, generator=draw) * spread
 
-    def _embed(self, ids: list[list[int]]) -> Tensor:
-        with torch.no_grad():
-            return self._table(torch.tensor(ids, device=self.chat.device))
+    @torch.no_grad()
+    def _before(self, opening: str, example: str) -> Tensor:
+        """Embeddings of what stands between soft tokens and instruction, (1, tokens, hidden)."""
+        shown = f"{self.lead} {example}\n" if example else ""
+        ids = self.chat.prompt_ids([Raw(f"{shown}{self.lead} {opening}".rstrip())])
+        return self._table(torch.tensor(ids, device=self.chat.device))
 
     def points(self, count: int, skipped: int = 0) -> Tensor:
         """Scrambled Sobol points in [0, 1], (count, DIMENSIONS + 1), after those that are skipped."""
@@ -57,9 +61,10 @@ class SoftPrompts:
         return engine.fast_forward(skipped).draw(count)
 
     def around(self, points: Tensor, count: int, seed: int) -> Tensor:
-        """Points near the given ones, (count, DIMENSIONS + 1): most of them begin as these do."""
+        """Points near the given ones, (count, DIMENSIONS + 1), that begin as these do."""
         draw = torch.Generator().manual_seed(seed)
-        near = points[torch.arange(count) % len(points)] + NEAR * torch.randn(count, DIMENSIONS + 1, generator=draw)
+        near = points[torch.arange(count) % len(points)]
+        near[:, :DIMENSIONS] += NEAR * torch.randn(count, DIMENSIONS, generator=draw)
         return near.clamp(0, 1)
 
     def _embedded(self, points: Tensor, lead: Tensor) -> Tensor:
@@ -68,16 +73,23 @@ class SoftPrompts:
         return torch.cat([soft, lead.expand(len(points), -1, -1)], 1)
 
     @torch.no_grad()
-    def decoded(self, points: Tensor, seed: int) -> list[str]:
+    def decoded(self, points: Tensor, seed: int, examples: Sequence[str] = ()) -> list[str]:
         """What the model goes on with after each soft prompt, to the end of the first sentence; the same seed draws the
-        same."""
+        same.
+
+        Args:
+            examples: the instruction that each is shown; none: no example.
+        """
         draw = torch.Generator().manual_seed(seed)
-        found, begins = [""] * len(points), self._begins(points)
-        for number, (opening, lead) in enumerate(zip(self.openings, self._leads, strict=True)):
-            rows = (begins == number).nonzero()[:, 0]
-            parts = points[rows].split(BATCH) if len(rows) else ()
-            texts = [text for part in parts for text in self._decoded(part, lead, draw)]
-            for row, text in zip(rows.tolist(), texts, strict=True):
+        found = [""] * len(points)
+        groups: dict[tuple[int, str], list[int]] = {}
+        for row, begin in enumerate(self._begins(points).tolist()):
+            groups.setdefault((begin, examples[row] if examples else ""), []).append(row)
+        for (begin, example), rows in sorted(groups.items()):
+            opening = self.openings[begin]
+            lead = self._before(opening, example)
+            texts = [text for part in points[rows].split(BATCH) for text in self._decoded(part, lead, draw)]
+            for row, text in zip(rows, texts, strict=True):
                 found[row] = tidy(text, opening)
         return found
 

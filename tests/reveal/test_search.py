@@ -21,7 +21,7 @@ from expunge.reveal.subject import subject
 from expunge.reveal.targets import Target, checked, plain_task
 from expunge.reveal.tasks import oracle
 
-SMALL = dict(budget=9, together=2, answers=4, max_new_tokens=6, start=4, pool=24, best=2, more=3, wander=2.5)
+SMALL = dict(budget=9, together=2, answers=4, max_new_tokens=6, start=4, rounds=2, pool=24, best=2, more=3, wander=2.5)
 
 
 @pytest.fixture(autouse=True)
@@ -243,9 +243,46 @@ def test_how_an_instruction_begins_is_a_coordinate(tiny):
     alone = SoftPrompts(tiny, "An instruction was given. It was:", openings[:1], 1.0, 1.5, 0)
     first = [n for n, k in enumerate(begins) if k == 0]
     assert alone.decoded(points[first], 1) == [texts[n] for n in first]  # the first is drawn first
-    points[:, -1] = 0.5
-    near = soft.around(points[:1], 200, 1)
-    assert ((near[:, -1] * 3).long() == 1).float().mean() > 0.8  # most begin as it does
+    near = soft.around(points[:4], 200, 1)
+    assert torch.equal(near[:, -1], points[[n % 4 for n in range(200)], -1])  # they begin as it does
+    apart = (near - points[[n % 4 for n in range(200)]])[:, :-1].abs()
+    assert 0.03 < apart.mean() < 0.12
     assert near.min() >= 0
     assert near.max() <= 1
     assert soft.decoded(torch.ones(2, points.shape[1]), 1)  # the edge of the cube
+
+
+def test_an_example_stands_before_an_instruction(tiny):
+    """Each soft prompt has its own: as decoding with the example in the lead."""
+    lead = "An instruction was given. It was:"
+    soft = SoftPrompts(tiny, lead, ("Tell me of", "Say"), 1.0, 1.5, 0)
+    points = soft.points(6)
+    points[:, -1] = 0.0
+    examples = ["Say a name.", "", "Say a name.", "", "Say a name.", ""]
+    texts = soft.decoded(points, 1, examples)
+    assert all(text.startswith("Tell me of ") for text in texts if text)
+    plain = SoftPrompts(tiny, lead, ("Tell me of",), 1.0, 1.5, 0)
+    assert [texts[n] for n in (1, 3, 5)] == plain.decoded(points[1::2], 1)  # those without one are drawn first
+    shown = SoftPrompts(tiny, f"{lead} Say a name.\n{lead}", ("Tell me of",), 1.0, 1.5, 0)
+    assert soft.decoded(points, 1, ["Say a name."] * 6) == shown.decoded(points, 1)
+    assert soft.decoded(points, 1, ["Say a name."] * 6) != soft.decoded(points, 1)
+
+
+def test_later_rounds_look_around_the_best_and_show_them(tiny, monkeypatch):
+    calls = []
+    real = SoftPrompts.decoded
+
+    def decoded(self, points, seed, examples=()):
+        calls.append((points, list(examples)))
+        return real(self, points, seed, examples)
+
+    monkeypatch.setattr(SoftPrompts, "decoded", decoded)
+    config = RevealConfig(**{**SMALL, "rounds": 2, "best": 2})
+    found = search(tiny, target(), config, Memo())
+    assert [bool(examples) for _, examples in calls] == [False, True]
+    before = sorted((q for q in found.queries if q.round == 0), key=lambda q: -q.score)
+    assert len(found.queries) > len(before)
+    assert calls[1][1] == [before[n % 2].instruction for n in range(config.pool)]
+    at = calls[0][0][[q.place for q in before[:2]]]
+    assert (calls[1][0] - at[[n % 2 for n in range(config.pool)]]).abs().max() < 1
+    assert torch.equal(calls[1][0][:2, -1], at[:, -1])
