@@ -112,9 +112,8 @@ class Bench:
         spec = RevealSpec(**self.suite.reveal)
         found = staged_task(self.chat, spec, self.seed, self.revealed, self.reporter)
         held = {e.prompt for e in self.suite.fit.validation}
-        return replace(
-            found, retain=[e for e in found.retain if e.prompt not in held], validation=self.suite.fit.validation
-        )
+        own = [e for e in found.retain if e.prompt not in held]
+        return replace(found, retain=[*self.suite.fit.retain, *own], validation=self.suite.fit.validation)
 
     @property
     def revealed(self) -> Path:

