@@ -19,7 +19,7 @@ FORGET, KEPT = "forget", "retain"
 DEVIATIONS = {"deviation_score": "the fitted rows", "deviation_held_out": "held-out paraphrases and contracts"}
 NAMES = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L"}
 # Of a trial, beside its settings.
-OUTCOMES = ("loss", "seconds", "diverged", "forget_rouge1", "retain_rouge1", "broken")
+OUTCOMES = ("loss", "seconds", "diverged", "forget", "retain_rouge1", "broken")
 Row = tuple[str, str, str]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..data.examples import Example, ForgetTask, held_out
+from ..data.examples import Example, ForgetTask, Relevance, held_out
 from ..data.neighbours import neighbours
 from ..data.prompts import KEEP_ROWS, abstentions, general_beside, general_split, rewrites
 from ..edits import Edit
@@ -136,7 +136,8 @@ def tune(
     broken, only smaller ones are tried. A trial's loss is the Deviation Score on other rewrites of the forget rows, with the edit
     at `MARGIN` of its strength, and on rows to keep that are not fitted (the validation rows, else a fifth of the retain
     rows), whose ROUGE-1 counts relative to that of the model as it is; and `BROKEN` times the share of broken answers to
-    the rewrites, at full strength.
+    the rewrites, at full strength. Where the task tells what answers show, that takes the place of the forget rows' ROUGE-1,
+    relative to the model as it is: the true answers of revealed rows are long, and any sentence has some of their words.
     The forget set is widened by built-in rewrites, and so are the retain rows, or the rewrites' own words would tell the
     two apart. The best trial's edit is the result, as it was judged: fitted again with the rows left out, it can be much
     weaker. A task without retain rows is that of `with_retain`.
@@ -156,6 +157,7 @@ def tune(
     asked = rewrites(task.forget, "tune") or list(task.forget)  # texts to go on with have no rewrites
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
     before = rouge(chat, judge[1])
+    most = (spoken(chat, judge[0], task.relevance)[0] or 1.0) if task.relevance else 1.0
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
     ids = tokenised(chat, fit, config)
@@ -169,13 +171,12 @@ def tune(
         edit = solve(chat, prepared[layers], config.model_copy(update=found))
         seconds = time.perf_counter() - begin
         with edit.times(MARGIN).applied(chat):
-            forget = rouge(chat, judge[0])
+            shown = spoken(chat, judge[0], task.relevance)[0] / most
         with edit.applied(chat):
             kept, broken = rouge(chat, judge[1]), spoken(chat, judge[0])[1]
-        value = trial_loss(forget, kept, before, broken)
+        value = trial_loss(shown, kept, before, broken)
         trials.append(
-            {**found, "forget_rouge1": forget, "retain_rouge1": kept, "broken": broken, "loss": value}
-            | {"seconds": seconds}
+            {**found, "forget": shown, "retain_rouge1": kept, "broken": broken, "loss": value} | {"seconds": seconds}
         )
         if progress:
             progress(1)
@@ -269,7 +270,7 @@ def with_rewrites(
 
 
 def trial_loss(forget: float, kept: float, before: float, broken: float) -> float:
-    """The Deviation Score of a trial from ROUGE-1, what is kept relative to `before`, that of the model as it is; and
+    """The Deviation Score of a trial from ROUGE-1 (or from what is left of what was shown), what is kept relative to `before`, that of the model as it is; and
     `BROKEN` times the share of broken answers to the forget rows."""
     return deviation_score(forget, min(kept / before, 1.0) if before else 1.0) + BROKEN * broken
 
@@ -279,11 +280,11 @@ def rouge(chat: ChatModel, rows: Sequence[Example]) -> float:
     return spoken(chat, rows)[0]
 
 
-def spoken(chat: ChatModel, rows: Sequence[Example]) -> tuple[float, float]:
-    """(mean ROUGE-1 recall of greedy answers, as in `rouge`; the share of them that are broken)."""
+def spoken(chat: ChatModel, rows: Sequence[Example], relevance: Relevance | None = None) -> tuple[float, float]:
+    """(mean ROUGE-1 recall of greedy answers, as in `rouge`, or their mean relevance; the share of them that are broken)."""
     given = _answers(chat, rows)
-    recall = [rouge_recall(a, e.response)[0] for a, e in zip(given, rows, strict=True)]
-    return float(np.mean(recall)), 1 - float(np.mean(coherence(given)))
+    each = relevance(given) if relevance else [rouge_recall(a, e.response)[0] for a, e in zip(given, rows, strict=True)]
+    return float(np.mean(each)), 1 - float(np.mean(coherence(given)))
 
 
 def _answers(chat: ChatModel, rows: Sequence[Example]) -> list[str]:
