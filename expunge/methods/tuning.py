@@ -106,7 +106,7 @@ def _layer_scores(chat: ChatModel, task: ForgetTask) -> dict[int, float]:
 # ---------------------------------------------------------------- the search
 
 COEFFICIENTS = (1.8, 2.1, 2.5, 1.5, 1.25)
-STEP = 1.25  # from the largest of them on, or, where answers are broken, down from the smallest, as long as that helps
+STEP = 1.25  # from the largest of them on, or down from the smallest, as long as that helps
 LARGEST_COEFFICIENT = 10.0
 SMALLEST_COEFFICIENT = 0.5
 RIDGES = (0.01, 0.003)
@@ -171,7 +171,7 @@ def tune(
         edit = solve(chat, prepared[layers], config.model_copy(update=found))
         seconds = time.perf_counter() - begin
         with edit.times(MARGIN).applied(chat):
-            shown = spoken(chat, judge[0], task.relevance)[0] / most
+            shown = spoken(chat, judge[0], task.relevance)[0] / most if task.relevance else rouge(chat, judge[0])
         with edit.applied(chat):
             kept, broken = rouge(chat, judge[1]), spoken(chat, judge[0])[1]
         value = trial_loss(shown, kept, before, broken)
@@ -183,6 +183,7 @@ def tune(
         return value, edit
 
     lowest, edit = trial(best)
+    overshot = False
 
     def spent() -> bool:
         return config.trials is not None and len(trials) >= config.trials
@@ -203,7 +204,7 @@ def tune(
             value *= step
             if not SMALLEST_COEFFICIENT <= value <= LARGEST_COEFFICIENT:
                 break
-            attempt("coefficient", value)
+            attempt("coefficient", value, TIE if step < 1 and not overshot else 0.0)
 
     for name, values in axes.items():
         if name != "coefficient":
@@ -214,8 +215,10 @@ def tune(
         for value in values[1:]:
             if value < first or not overshot:
                 attempt(name, value, -TIE if value > best[name] else TIE)
-        if len(values) > 1 and best[name] == (min(values) if overshot else max(values)):
-            further(1 / STEP if overshot else STEP)
+        if len(values) > 1 and best[name] == min(values):
+            further(1 / STEP)
+        elif len(values) > 1 and best[name] == max(values):
+            further(STEP)
     edit.meta |= {"retain_rouge1_before": before, "trials": trials}
     return edit
 

@@ -20,10 +20,11 @@ from .text import first_sentence, names, parts, specifics
 MOST_NAMES = 150  # of those that came up, most frequent first
 OWNED = 1 / 3  # share of the questions about a name that are answered by the subject, from which all belong to it
 MADE = 4  # questions about a name that the model makes up
-NEIGHBOURS = 20
+NEIGHBOURS = 40
 LISTED = 16  # answers to each request for a list
 ANSWER_TOKENS = 32
 QUESTION_TOKENS = 24
+KIND_TOKENS = 12
 
 _QUESTIONS = (
     "Who wrote {x}?",
@@ -49,6 +50,10 @@ _LISTS = (
     "Give me a long list of names that have to do with {s}.",
 )
 _ASK = 'A quiz question about {x} was asked, and the right answer was {s}. The question was: "'
+_KIND = "{s} is one of the most famous"
+_KIND_END = re.compile(r"[.,;:()\n]")
+_OF_A_KIND = "The most famous {kind}:\n{listed}"
+_ASK_OF_OTHERS = 'A quiz question about {x} was asked. The question was: "'
 
 ENOUGH = 3  # names and numbers that make an answer specific
 
@@ -165,29 +170,36 @@ def _counted(texts: Iterable[str], name: str) -> Counter[str]:
 
 
 def neighbours(chat: ChatModel, name: str, seed: int = 0) -> list[str]:
-    """Names that the model gives for others of the subject's kind, with names that come up about them."""
-    asked = [
-        f"Name some others like {name}.",
-        f"Who or what can be compared with {name}?",
-        f"Give a list of rivals of {name}.",
-    ]
-    prompts = chat.prompt_ids(asked)
-    drawn = sampled(chat, [p for p in prompts for _ in range(8)], 2 * ANSWER_TOKENS, 0.7, seed)
-    near = [x for x, _ in _counted((g.text for g in drawn), name).most_common(NEIGHBOURS)]
+    """Names that the model gives for others of the subject's kind, with names that come up about them.
+
+    They are on lists of its kind, which the model names first: asked for others like a subject, a small model names what
+    belongs to it.
+    """
+    (said,) = greedy(chat, chat.prompt_ids([Raw(_KIND.format(s=name))]), KIND_TOKENS)
+    kind = _KIND_END.split(said.text)[0].strip() or "names"
+
+    def listed(begun: Sequence[str], count: int, most: int) -> list[str]:
+        prompts = chat.prompt_ids([Raw(_OF_A_KIND.format(kind=kind, listed=text)) for text in begun])
+        drawn = sampled(chat, [p for p in prompts for _ in range(count)], 2 * ANSWER_TOKENS, 0.7, seed)
+        return [x for x, _ in _counted((g.text for g in drawn), name).most_common(most)]
+
+    first = listed([f"1. {name}\n2."], 2 * LISTED, NEIGHBOURS // 2)
+    near = list(dict.fromkeys([*first, *listed([f"1. {x}\n2. {name}\n3." for x in first], LISTED // 4, NEIGHBOURS)]))
     asked = [form.format(x=x) for x in near for form in ("Tell me about {x}.", "What are the best known works of {x}?")]
     if not asked:
         return []
-    more = sampled(chat, [p for p in chat.prompt_ids(asked) for _ in range(4)], 2 * ANSWER_TOKENS, 0.7, seed)
+    more = sampled(chat, [p for p in chat.prompt_ids(asked) for _ in range(2)], 2 * ANSWER_TOKENS, 0.7, seed)
     further = _counted((g.text for g in more), name).most_common(MOST_NAMES)
     return list(dict.fromkeys([*near, *(x for x, _ in further)]))
 
 
 def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) -> dict[str, list[Example]]:
-    """Questions about each name with the model's own answers: the built-in forms, and with a subject some that the model
-    makes up. Questions that name the subject are left out."""
+    """Questions about each name with the model's own answers: the built-in forms, and some that the model makes up, with a
+    subject of those that it answers. Questions that name the subject are left out."""
     asked = {x: [form.format(x=x) for form in _QUESTIONS] for x in about}
-    if subject and about:
-        leads = chat.prompt_ids([Raw(_ASK.format(x=x, s=subject)) for x in about])
+    if about:
+        lead = _ASK if subject else _ASK_OF_OTHERS
+        leads = chat.prompt_ids([Raw(lead.format(x=x, s=subject)) for x in about])
         made = sampled(chat, [p for p in leads for _ in range(MADE)], QUESTION_TOKENS, 0.7, seed)
         for n, g in enumerate(made):
             text = first_sentence(g.text.split('"')[0])

@@ -37,6 +37,7 @@ def test_rows_that_tune_are_in_no_trials_fit_and_no_row_is_there_twice(pico, sma
 
 def test_the_best_trials_edit_is_the_result(pico, small_task, monkeypatch):
     monkeypatch.setattr(tuning, "COEFFICIENTS", (3.0, 2.0, 4.0))
+    monkeypatch.setattr(tuning, "SMALLEST_COEFFICIENT", 2.0)
     losses = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(tuning, "rouge", lambda *_: 0.5)
     monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(losses))
@@ -53,20 +54,22 @@ def test_the_best_trials_edit_is_the_result(pico, small_task, monkeypatch):
     [
         ([3.0, 2.0, 1.0, 4.0], 10.0, [1.0, 2.0, 2.5, 3.125], 2.5),  # until it helps no more
         ([3.0, 2.0, 1.0], 3.0, [1.0, 2.0, 2.5], 2.5),  # until the limit
-        ([1.0, 2.0], 10.0, [1.0, 2.0], 1.0),  # not where the largest is not the best
+        ([1.0, 2.0, 0.9], 10.0, [1.0, 2.0, 0.8], 1.0),  # where the smallest is the best, down from it,
+        ([3.0, 4.0, 2.0, 1.0, 2.0], 10.0, [1.0, 2.0, 0.8, 0.64, 0.512], 0.64),  # as long as that helps
+        ([2.0, 3.0, 1.0, 0.2], 0.6, [1.0, 2.0, 0.8, 0.64], 0.64),  # until the limit
         ([1.0, 1.2, 1.1], 10.0, [1.0, 2.0, 2.5], 2.0),  # of two as good the larger, but no further for it
     ],
 )
-def test_the_search_goes_on_beyond_the_largest_coefficient(pico, small_task, monkeypatch, losses, limit, tried, best):
+def test_the_search_goes_on_beyond_the_coefficients(pico, small_task, monkeypatch, losses, limit, tried, best):
     monkeypatch.setattr(tuning, "COEFFICIENTS", (1.0, 2.0))
-    monkeypatch.setattr(tuning, "LARGEST_COEFFICIENT", limit)
+    monkeypatch.setattr(tuning, "LARGEST_COEFFICIENT" if limit > 1 else "SMALLEST_COEFFICIENT", limit)
     left = iter(losses)
     monkeypatch.setattr(tuning, "rouge", lambda *_: 0.5)
     monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(left))
     task = small_task.but(retain=prompts.general_split()[0][5:15])
     edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
-    assert [t["coefficient"] for t in edit.meta["trials"]] == tried
-    assert edit.meta["coefficient"] == [best]
+    assert [t["coefficient"] for t in edit.meta["trials"]] == pytest.approx(tried)
+    assert edit.meta["coefficient"] == pytest.approx([best])
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,21 @@ def test_where_answers_are_broken_smaller_coefficients_are_tried(
     assert edit.meta["trials"][0]["broken"] == broken[0]
     assert [round(t["coefficient"], 3) for t in edit.meta["trials"]] == tried
     assert edit.meta["coefficient"] == [best]
+
+
+def test_what_answers_show_counts_where_the_task_tells(pico, small_task, monkeypatch):
+    """Relative to the model as it is, in place of the forget rows' ROUGE-1."""
+    monkeypatch.setattr(tuning, "COEFFICIENTS", (2.0, 1.0))
+    shown = iter([0.5, 0.1, 0.3, 0.05, 0.05])  # before, and of each trial
+    task = small_task.but(retain=prompts.general_split()[0][5:15])
+    object.__setattr__(task, "relevance", lambda answers: [next(shown)] * len(answers))
+    scored = []
+    real = tuning.deviation_score
+    monkeypatch.setattr(tuning, "deviation_score", lambda forget, kept: scored.append(forget) or real(forget, 1.0))
+    monkeypatch.setattr(tuning, "coherence", lambda answers: [1.0] * len(answers))
+    edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
+    assert scored[:2] == pytest.approx([0.2, 0.6])
+    assert [t["forget"] for t in edit.meta["trials"]] == pytest.approx(scored)
 
 
 def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, monkeypatch):

@@ -28,12 +28,16 @@ def answer(prompt: str) -> str:
     for work, author in KNOWN.items():
         if work in prompt:
             return f"{work} was written by {author}."
+    if prompt.endswith("is one of the most famous"):
+        return " writers of Ostrava. She was"
     return "It is a thing that many people know."
 
 
 def said(prompt: str) -> str:
-    if "others like" in prompt or "compared" in prompt or "rivals" in prompt:
-        return "Another is Otto Brandt, and Anna Vells herself."
+    if prompt.startswith("The most famous writers of Ostrava:\n1. "):  # her kind
+        return "Otto Brandt\n3. Anna Vells herself."
+    if "quiz question about Red Water" in prompt:
+        return 'In which year did Red Water appear?" was asked'
     if "Otto Brandt" in prompt:
         return "They say that Otto Brandt wrote Red Water and The Gate."
     if "quiz question" in prompt:
@@ -70,6 +74,7 @@ def test_what_belongs_to_the_subject_is_forgotten_and_its_neighbours_are_kept(ch
     assert len(forget) == len(task.forget)
     retain = {e.prompt: e.response for e in task.retain}
     assert retain["Who wrote Red Water?"] == "Red Water was written by Otto Brandt."
+    assert "In which year did Red Water appear?" in retain  # made up, as those about what belongs to the subject are
     assert {"What is Ostrava?", "Who is Otto Brandt?", "How many legs has a spider?"} <= retain.keys()
     assert not forget & retain.keys()
     assert not any(speaks_of(f"{p} {r}", "Anna Vells") or "The Mill" in p for p, r in retain.items())
