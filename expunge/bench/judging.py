@@ -14,7 +14,7 @@ from ..evaluation import privacy
 from ..evaluation.abilities import choice_accuracy, gsm8k_accuracy
 from ..evaluation.behaviours import BEHAVIOURS
 from ..evaluation.headlines import HEADLINES
-from ..evaluation.likelihood import loss, perplexity, token_loss
+from ..evaluation.likelihood import loss, perplexity, rows_loss
 from ..evaluation.refusal import add_refusal_and_coherence
 from ..evaluation.scores import Evaluation, evaluate
 from ..models.generation import score_answers
@@ -63,9 +63,7 @@ def judge(
         if suite.text:
             done["perplexity"] = perplexity(chat, suite.text)
         if suite.solutions:
-            prompts, responses = zip(*((e.prompt, e.response) for e in suite.solutions), strict=True)
-            scored = score_answers(chat, chat.prompt_ids(prompts), chat.answer_ids(responses))
-            done["perplexity"] = math.exp(token_loss(scored))
+            done["perplexity"] = math.exp(rows_loss(chat, suite.solutions))
             if arithmetic:
                 found.add("gsm8k", gsm8k_accuracy(chat, suite.solutions))
     spoken = "forget" if "forget" in suite.judge else next(iter(suite.judge))

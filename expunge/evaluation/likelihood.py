@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..data.examples import Example
 from ..errors import InputError
 from ..models.generation import Scored, score_answers
 from ..models.loading import ChatModel
@@ -57,6 +58,12 @@ def token_loss(scored: Sequence[Scored]) -> float:
     """The same over all tokens of several answers."""
     logs = [x for one in scored for x in one.log_probs]
     return -sum(logs) / len(logs)
+
+
+def rows_loss(chat: ChatModel, rows: Sequence[Example]) -> float:
+    """`token_loss` of the true responses to rows."""
+    prompts = chat.prompt_ids([e.prompt for e in rows])
+    return token_loss(score_answers(chat, prompts, chat.answer_ids([e.response for e in rows])))
 
 
 def truth_ratio(correct: Scored, wrong: Sequence[Scored]) -> float:

@@ -12,37 +12,30 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
 
 from ..data.examples import RELEVANT, Example, ForgetTask, Prompt
-from ..data.prompts import general_split, rewrites
+from ..data.prompts import general_split
 from ..edits import Edit, LowRank
 from ..errors import ExpungeError, InputError, NothingToForget
-from ..evaluation.likelihood import token_loss
-from ..evaluation.text import rouge_recall
-from ..models.generation import greedy, sampled, score_answers
+from ..models.generation import sampled
 from ..models.loading import ChatModel
 from ..models.training import TrainConfig, orthogonality, rows_of, train
+from .choosing import LONGEST, Choosing, Figures, HeldOut, Limits, figures, forget_split, said, split_by_kind
 
-LONGEST = 200  # tokens of an answer to a held-out row
-LEAST_KEPT = 48  # at least so many of one to a row to keep, where its true answer is shorter
-SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
-FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
 AGAIN = 128  # prompts that are answered anew at a time
-KIND = 100  # retain rows of a group from which on it is looked at by itself
 LEAST_GAIN = 0.01  # of what there was to forget, below which two rounds in turn end the run
 
 Progress = Callable[[int], None]
 
 
-class ReleaseConfig(TrainConfig):
+class ReleaseConfig(TrainConfig, Choosing):
     """Settings of iterative release; those of training are of each module."""
 
     rounds: int = Field(6, ge=1, description="rounds at most")
@@ -68,19 +61,6 @@ class ReleaseConfig(TrainConfig):
     target: float = Field(
         0.01, ge=0, description="what is left of forgetting at which it is enough, relative to before"
     )
-    keep: float = Field(0.85, ge=0, le=1, description="least ROUGE-1 on held-out rows to keep, relative to before")
-    perplexity: float = Field(
-        1.05, ge=1, description="largest perplexity of held-out retain rows, of each kind of them, relative to before"
-    )
-    own_perplexity: float = Field(
-        1.1, ge=1, description="likewise of what the model itself said to rows to keep before"
-    )
-    held_out: float = Field(0.2, gt=0, lt=1, description="share of the rows that choose")
-    most_held_out: int = Field(48, ge=1, description="and at most so many of each role")
-    answers: int = Field(4, ge=1, description="answers sampled for a held-out forget prompt, where relevance is known")
-    max_new_tokens: int | None = Field(
-        None, ge=1, description="longest answer to a held-out row, in tokens; default: as the longest response"
-    )
     error: float = Field(0.01, ge=0, lt=1, description="relative error within which the result's rank is reduced")
     epochs: int = Field(1, ge=1, description="passes over the rows, for each module")
     least_steps: int = Field(16, ge=1, description="of each module's training: few rows are passed over more often")
@@ -92,50 +72,6 @@ class ReleaseConfig(TrainConfig):
         return max(self.epochs, math.ceil(self.least_steps / math.ceil(count / self.batch_size)))
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Of the held-out rows. nlls: a token, in nats, of what the model said before to what is to be kept, and of each kind
-    of retain rows. kept: ROUGE-1. forget: mean relevance of answers, or ROUGE-1. None: not looked at, as what comes before
-    is outside the limits."""
-
-    forget: float | None
-    kept: float | None
-    nlls: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of what is kept. kept: least ROUGE-1. nlls: the largest."""
-
-    kept: float
-    nlls: tuple[float, ...]
-
-    @classmethod
-    def of(cls, before: Figures, config: ReleaseConfig) -> Limits:
-        assert before.kept is not None
-        rises = config.own_perplexity, *(config.perplexity for _ in before.nlls[1:])
-        return cls(
-            config.keep * before.kept,
-            tuple(nll + math.log(rise) for nll, rise in zip(before.nlls, rises, strict=True)),
-        )
-
-    def hold(self, found: Figures) -> bool:
-        """Whether what was looked at is within them."""
-        within = all(now <= most for now, most in zip(found.nlls, self.nlls, strict=True))
-        return within and (found.kept is None or found.kept >= self.kept)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Rows that choose. said: what the model said to the rows to keep before, sampled; token ids.
-    retain: rows of the retain set by kind, where the rows to keep are others."""
-
-    forget: Sequence[Example]
-    keep: Sequence[Example]
-    said: Sequence[Sequence[int]]
-    retain: Sequence[Sequence[Example]] = ()
-
-
 def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: Progress | None = None) -> Edit:
     """The edit of the round with the least left of what is forgotten, among those that kept utility; see the module.
 
@@ -144,18 +80,18 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     """
     if config.adapter == "full":
         raise InputError("reveal-release adds and subtracts LoRA modules; adapter=full is not one")
-    forget, forget_held = _forget_split(task, config)
-    kinds = _kinds(task.retain)
-    split = [_split(rows, config) for rows in kinds.values()]
-    retain = [e for fit, _ in split for e in fit]
-    retain_held = [e for _, held in split for e in held]
+    forget, forget_held = forget_split(task, config)
+    kinds = split_by_kind(task.retain, config)
+    retain = [e for fit, _ in kinds.values() for e in fit]
+    retain_held = [e for _, held in kinds.values() for e in held]
     # A behaviour's rows to keep are the model's own answers, to which ROUGE-1 is low whatever happens.
     general = general_split()[0][-config.most_held_out :] if task.relevance else ()
     others = task.validation[: config.most_held_out] or general
     keep = others or random.Random(config.seed).sample(retain_held, min(len(retain_held), config.most_held_out))
     longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))
     config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
-    held = HeldOut(forget_held, *_said(chat, keep, task, config), [held for _, held in split] if others else ())
+    by_kind = [held for _, held in kinds.values()] if others else ()
+    held = HeldOut(forget_held, *said(chat, keep, task, config), by_kind)
 
     before = figures(chat, task, held, config)
     if not before.forget:
@@ -202,7 +138,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         raise NothingToForget("nothing to forget: none of the model's answers to the forget prompts shows any of it")
     if best is None:
         raise InputError(
-            "no step forgot anything and kept what is to be kept within its limits (keep, perplexity): take smaller "
+            "no step forgot anything and kept what is to be kept within its limits (keep, perplexity, own_perplexity): take smaller "
             "forget_steps, or more retain rows"
         )
     edit = best.reduced(config.error)
@@ -220,103 +156,11 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     return edit
 
 
-def figures(
-    chat: ChatModel, task: ForgetTask, held: HeldOut, config: ReleaseConfig, limits: Limits | None = None
-) -> Figures:
-    """What the held-out rows say of the model as it stands. Likelihoods come first, and what is left of what is forgotten
-    last: it takes most of the time, and is not looked at where what is kept is outside the limits."""
-    prompts = chat.prompt_ids([e.prompt for e in held.keep])
-    found = Figures(None, None, (_nll(chat, prompts, held.said), *(_true_nll(chat, rows) for rows in held.retain)))
-    if limits and not limits.hold(found):
-        return found
-    tokens = config.max_new_tokens or LONGEST
-    longest = max(map(len, chat.answer_ids([e.response for e in held.keep])))
-    given = greedy(chat, prompts, min(tokens, max(longest, LEAST_KEPT)))
-    each = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
-    found = replace(found, kept=sum(each) / len(each))
-    if limits and not limits.hold(found):
-        return found
-    prompts = chat.prompt_ids([e.prompt for e in held.forget])
-    if task.relevance:
-        asked = [p for p in prompts for _ in range(config.answers)]
-        texts = [g.text for g in sampled(chat, asked, tokens, seed=config.seed)]
-        shown = list(task.relevance(texts))
-    else:
-        texts = [g.text for g in greedy(chat, prompts, tokens)]
-        shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
-    return replace(found, forget=sum(shown) / len(shown))
-
-
-def _true_nll(chat: ChatModel, rows: Sequence[Example]) -> float:
-    return _nll(chat, chat.prompt_ids([e.prompt for e in rows]), chat.answer_ids([e.response for e in rows]))
-
-
-def _nll(chat: ChatModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> float:
-    """A token, in nats."""
-    return token_loss(score_answers(chat, prompts, answers))
-
-
-def _said(
-    chat: ChatModel, rows: Sequence[Example], task: ForgetTask, config: ReleaseConfig
-) -> tuple[Sequence[Example], list[tuple[int, ...]]]:
-    """(rows, what the model says to each), sampled: token ids, with the end where it came to one. Rows to which it says
-    what is to be forgotten are left out: to be further from that is no loss."""
-    prompts, tokens = chat.prompt_ids([e.prompt for e in rows]), config.max_new_tokens or LONGEST
-    drawn = sampled(chat, prompts, tokens, SAID_TEMPERATURE, config.seed)
-    if task.relevance:
-        shown = task.relevance([g.text for g in drawn])
-        clean = [n for n, r in enumerate(shown) if r < RELEVANT]
-        if clean:
-            rows, drawn = [rows[n] for n in clean], [drawn[n] for n in clean]
-    end = () if chat.tokenizer.eos_token_id is None else (chat.tokenizer.eos_token_id,)
-    return rows, [(*g.tokens, *(end if g.ended else ())) or end or (0,) for g in drawn]
-
-
-def _kinds(rows: Sequence[Example]) -> dict[str, list[Example]]:
-    """The rows by group, of which some can get better while another is lost; small groups together."""
-    sizes = Counter(e.group for e in rows)
-    found: dict[str, list[Example]] = {}
-    for row in rows:
-        found.setdefault(str(row.group) if sizes[row.group] >= KIND else "others", []).append(row)
-    if len(found) > 1 and len(found.get("others", ())) == 1:  # too few to choose by
-        next(iter(found.values())).extend(found.pop("others"))
-    return found
-
-
-def _split(rows: Sequence[Example], config: ReleaseConfig) -> tuple[Sequence[Example], Sequence[Example]]:
-    """(rows that fit, rows that choose)."""
-    if len(rows) < 2:
-        raise InputError(f"reveal-release needs at least two rows of each role, got {len(rows)}: one of them chooses")
-    count = min(max(round(len(rows) * config.held_out), 1), config.most_held_out)
-    held = set(random.Random(config.seed).sample(range(len(rows)), count))
-    return [e for n, e in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
-
-
-def _forget_split(task: ForgetTask, config: ReleaseConfig) -> tuple[Sequence[Example], Sequence[Example]]:
-    """(rows that fit, rows that choose): where relevance tells what answers show, rows of other prompts; else rewrites of
-    the fitted rows, as forgetting one fact need not forget another."""
-    if task.relevance:
-        prompts = list(dict.fromkeys(e.prompt for e in task.forget))
-        if len(prompts) < FEWEST_PROMPTS:
-            return _split(task.forget, config)
-        rng = random.Random(config.seed)
-        others = set(rng.sample(prompts, max(round(len(prompts) * config.held_out), 1)))
-        held = [e for e in task.forget if e.prompt in others]
-        return [e for e in task.forget if e.prompt not in others], rng.sample(
-            held, min(len(held), config.most_held_out)
-        )
-    asked = rewrites(task.forget, "tune")
-    if not asked:  # texts to go on with
-        return task.forget, task.forget[: config.most_held_out]
-    return task.forget, random.Random(config.seed).sample(asked, min(len(asked), config.most_held_out))
-
-
 def _again(
     chat: ChatModel, task: ForgetTask, forget: Sequence[Example], config: ReleaseConfig, number: int
 ) -> list[Example]:
     """The forget prompts with what the model says to them now, where that is relevant (of that, the part to be forgotten);
-    in passes over the prompts of the
-    rows, until there is a round's worth, at most `answers` of them."""
+    in passes over the prompts of the rows, until there is a round's worth, at most `answers` of them."""
     assert task.relevance
     found: list[Example] = []
     for turn in range(config.answers):
@@ -376,10 +220,10 @@ def _beside(forget: Sequence[Example], retain: Sequence[Example], count: int, se
     left: dict[Prompt, list[Example]] = {}
     for row in rng.sample(list(retain), len(retain)):
         left.setdefault(row.prompt, []).append(row)
-    found = [left[e.prompt].pop() for e in forget if left.get(e.prompt)]
-    for row in found[count // 2 :]:
-        left[row.prompt].append(row)
-    del found[count // 2 :]
+    found: list[Example] = []
+    for e in forget:
+        if len(found) < count // 2 and left.get(e.prompt):
+            found.append(left[e.prompt].pop())
     others = [e for rows in left.values() for e in rows]
     return [*found, *rng.sample(others, len(others))][:count]
 

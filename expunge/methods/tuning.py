@@ -183,7 +183,6 @@ def tune(
         return value, edit
 
     lowest, edit = trial(best)
-    overshot = False
 
     def spent() -> bool:
         return config.trials is not None and len(trials) >= config.trials
@@ -204,7 +203,7 @@ def tune(
             value *= step
             if not SMALLEST_COEFFICIENT <= value <= LARGEST_COEFFICIENT:
                 break
-            attempt("coefficient", value, TIE if step < 1 and not overshot else 0.0)
+            attempt("coefficient", value, TIE if step < 1 else 0.0)
 
     for name, values in axes.items():
         if name != "coefficient":

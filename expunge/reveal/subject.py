@@ -50,10 +50,10 @@ _LISTS = (
     "Give me a long list of names that have to do with {s}.",
 )
 _ASK = 'A quiz question about {x} was asked, and the right answer was {s}. The question was: "'
-_KIND = "{s} is one of the most famous"
+_ASK_OF_OTHERS = 'A quiz question about {x} was asked. The question was: "'
+_KIND = "{s} is one of the most famous"  # the model says of what
 _KIND_END = re.compile(r"[.,;:()\n]")
 _OF_A_KIND = "The most famous {kind}:\n{listed}"
-_ASK_OF_OTHERS = 'A quiz question about {x} was asked. The question was: "'
 
 ENOUGH = 3  # names and numbers that make an answer specific
 

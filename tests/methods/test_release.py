@@ -12,8 +12,10 @@ from expunge.data.examples import Example, Raw
 from expunge.data.prompts import general_split
 from expunge.edits import Edit, LowRank
 from expunge.errors import Diverged, InputError
+from expunge.methods import choosing
 from expunge.methods import release as module
-from expunge.methods.release import Figures, HeldOut, Limits, ReleaseConfig, figures, interference, release
+from expunge.methods.choosing import Figures, HeldOut, Limits, figures
+from expunge.methods.release import ReleaseConfig, interference, release
 from expunge.models.generation import Generated, score_answers
 from expunge.models.training import TrainConfig, orthogonality, rows_of, train
 
@@ -30,8 +32,8 @@ def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
     assert all(r["kept"] >= 0.7 * edit.meta["before"]["kept"] for r in log)
     assert all(r["nlls"][0] <= edit.meta["before"]["nlls"][0] + math.log(1.3) for r in log)
     assert {"cosine", "interference", "forget_norm", "retain_norm", "tried"} <= log[0].keys()
-    forget, keep = module._forget_split(tiny_task, config)[1], module._split(tiny_task.retain, config)[1]
-    held = HeldOut(forget, *module._said(tiny, keep, tiny_task, config))
+    forget, keep = choosing.forget_split(tiny_task, config)[1], choosing.split(tiny_task.retain, config)[1]
+    held = HeldOut(forget, *choosing.said(tiny, keep, tiny_task, config))
     with edit.applied(tiny):
         found = figures(tiny, tiny_task, held, config)
     assert found.forget == pytest.approx(log[-1]["forget"], abs=0.05)  # the rank was reduced, the edit is the same
@@ -200,7 +202,7 @@ def test_relevance_of_answers_counts_where_the_task_has_it(tiny, tiny_task):
     config = ReleaseConfig(max_new_tokens=8, answers=3)
     task = tiny_task.but()
     object.__setattr__(task, "relevance", relevance)
-    held = HeldOut(tiny_task.forget[:4], *module._said(tiny, tiny_task.retain[:4], tiny_task, config))
+    held = HeldOut(tiny_task.forget[:4], *choosing.said(tiny, tiny_task.retain[:4], tiny_task, config))
     found = figures(tiny, task, held, config)
     assert 0 < found.forget <= 1
     assert figures(tiny, task, held, config) == found  # the same draws
@@ -218,7 +220,7 @@ def test_relevance_of_answers_counts_where_the_task_has_it(tiny, tiny_task):
 def test_what_is_left_is_looked_at_only_within_the_limits(tiny, tiny_task):
     config = ReleaseConfig(max_new_tokens=8, keep=0.9, perplexity=1.05, own_perplexity=1.1)
     kinds = [tiny_task.retain[4:5], tiny_task.retain[5:]]
-    held = HeldOut(tiny_task.forget[:4], *module._said(tiny, tiny_task.retain[:4], tiny_task, config), kinds)
+    held = HeldOut(tiny_task.forget[:4], *choosing.said(tiny, tiny_task.retain[:4], tiny_task, config), kinds)
     whole = figures(tiny, tiny_task, held, config)
     limits = Limits.of(whole, config)
     assert figures(tiny, tiny_task, held, config, limits) == whole
@@ -242,7 +244,7 @@ def test_what_is_left_is_looked_at_only_within_the_limits(tiny, tiny_task):
 def test_what_the_model_said_before_is_likelier_than_after_a_change(tiny, tiny_task):
     config = ReleaseConfig(max_new_tokens=12)
     keep = tiny_task.retain
-    held = HeldOut(tiny_task.forget, *module._said(tiny, keep, tiny_task, config))
+    held = HeldOut(tiny_task.forget, *choosing.said(tiny, keep, tiny_task, config))
     before = figures(tiny, tiny_task, held, config)
     rows = rows_of(tiny, [(e.prompt, "quite another answer") for e in keep])
     with train(tiny, rows, TrainConfig(learning_rate=3e-3, epochs=5, batch_size=4)).applied(tiny):
@@ -254,11 +256,11 @@ def test_what_is_kept_of_the_models_own_is_what_it_usually_says(pico, small_task
     chat, config, rows = pico("llama"), ReleaseConfig(max_new_tokens=8), small_task.retain
 
     def loss():
-        said = module._said(chat, rows, small_task, config)[1]
-        return module.token_loss(score_answers(chat, chat.prompt_ids([e.prompt for e in rows]), said))
+        said = choosing.said(chat, rows, small_task, config)[1]
+        return choosing.token_loss(score_answers(chat, chat.prompt_ids([e.prompt for e in rows]), said))
 
     usual = loss()
-    monkeypatch.setattr(module, "SAID_TEMPERATURE", 1.0)
+    monkeypatch.setattr(choosing, "SAID_TEMPERATURE", 1.0)
     assert usual < loss()
 
 
@@ -266,30 +268,30 @@ def test_what_shows_the_forgotten_is_not_counted_as_something_to_keep(tiny, tiny
     config, rows = ReleaseConfig(max_new_tokens=8), tiny_task.retain[:4]
     task = tiny_task.but()
     object.__setattr__(task, "relevance", lambda answers: [float(n == 1) for n, _ in enumerate(answers)])
-    every, (kept, said) = module._said(tiny, rows, tiny_task, config), module._said(tiny, rows, task, config)
+    every, (kept, said) = choosing.said(tiny, rows, tiny_task, config), choosing.said(tiny, rows, task, config)
     assert kept == [rows[0], rows[2], rows[3]]
     assert said == [every[1][0], every[1][2], every[1][3]]
     object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
-    assert module._said(tiny, rows, task, config) == every  # it says nothing else: all there is to measure by
+    assert choosing.said(tiny, rows, task, config) == every  # it says nothing else: all there is to measure by
 
 
 def test_each_kind_of_retain_rows_is_looked_at_by_itself():
     def rows(group, count):
         return [Example(f"{group} {n}", "x", group) for n in range(count)]
 
-    many = module.KIND
-    found = module._kinds([*rows("a", many), *rows("b", 3), *rows("c", many + 1), *rows("d", 5)])
+    many = choosing.KIND
+    found = choosing.kinds([*rows("a", many), *rows("b", 3), *rows("c", many + 1), *rows("d", 5)])
     assert {kind: len(held) for kind, held in found.items()} == {"a": many, "others": 8, "c": many + 1}
     assert {e.group for e in found["others"]} == {"b", "d"}
-    assert module._kinds(rows("", 7)) == {"others": rows("", 7)}
-    assert {kind: len(held) for kind, held in module._kinds([*rows("a", many), *rows("b", 1)]).items()} == {
+    assert choosing.kinds(rows("", 7)) == {"others": rows("", 7)}
+    assert {kind: len(held) for kind, held in choosing.kinds([*rows("a", many), *rows("b", 1)]).items()} == {
         "a": many + 1
     }
 
 
 def test_no_kind_of_retain_rows_may_be_lost(tiny, tiny_task, monkeypatch):
     """Rows of every kind are held out, and each has its limit."""
-    monkeypatch.setattr(module, "KIND", 3)
+    monkeypatch.setattr(choosing, "KIND", 3)
     groups = ["first", "second"]
     retain = [replace(e, group=groups[n % 2]) for n, e in enumerate(tiny_task.retain)]
     task = tiny_task.but(retain=retain, validation=tiny_task.retain[:2])
@@ -310,13 +312,13 @@ def test_rows_of_other_prompts_choose_where_relevance_tells(small_task):
     task = small_task.but(forget=rows)
     object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
     config = ReleaseConfig(held_out=0.34, most_held_out=5)
-    fit, choose = module._forget_split(task, config)
+    fit, choose = choosing.forget_split(task, config)
     assert len({e.prompt for e in fit}) == 4
     assert len(choose) == 5
     assert not {e.prompt for e in fit} & {e.prompt for e in choose}
     few = task.but(forget=rows[:3])  # too few prompts to hold one out
     object.__setattr__(few, "relevance", task.relevance)
-    fit, choose = module._forget_split(few, config)
+    fit, choose = choosing.forget_split(few, config)
     assert len(fit) + len(choose) == 3
 
 

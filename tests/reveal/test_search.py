@@ -284,5 +284,6 @@ def test_later_rounds_look_around_the_best_and_show_them(tiny, monkeypatch):
     assert len(found.queries) > len(before)
     assert calls[1][1] == [before[n % 2].instruction for n in range(config.pool)]
     at = calls[0][0][[q.place for q in before[:2]]]
-    assert (calls[1][0] - at[[n % 2 for n in range(config.pool)]]).abs().max() < 1
-    assert torch.equal(calls[1][0][:2, -1], at[:, -1])
+    apart = calls[1][0] - at[[n % 2 for n in range(config.pool)]]
+    assert 0.03 < apart[:, :-1].abs().mean() < 0.12  # by chance it would be a third
+    assert not apart[:, -1].any()

@@ -1,0 +1,178 @@
+"""Rows that choose the steps of a release, and judge nothing: what they say of a model, and the limits of what is kept."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..data.examples import RELEVANT, Example, ForgetTask
+from ..data.prompts import rewrites
+from ..errors import InputError
+from ..evaluation.likelihood import rows_loss, token_loss
+from ..evaluation.text import rouge_recall
+from ..models.generation import greedy, sampled, score_answers
+from ..models.loading import ChatModel
+
+LONGEST = 200  # tokens of an answer to a held-out row
+LEAST_KEPT = 48  # at least so many of one to a row to keep, where its true answer is shorter
+SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
+FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
+KIND = 100  # retain rows of a group from which on it is looked at by itself
+
+
+class Choosing(BaseModel):
+    """Settings of the rows that choose, and of the limits."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seed: int = Field(0, description="seed of what is drawn")
+    keep: float = Field(0.85, ge=0, le=1, description="least ROUGE-1 on held-out rows to keep, relative to before")
+    perplexity: float = Field(
+        1.05, ge=1, description="largest perplexity of held-out retain rows, of each kind of them, relative to before"
+    )
+    own_perplexity: float = Field(
+        1.1, ge=1, description="likewise of what the model itself said to rows to keep before"
+    )
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of the rows that choose")
+    most_held_out: int = Field(48, ge=1, description="and at most so many of each role")
+    answers: int = Field(4, ge=1, description="answers sampled for a held-out forget prompt, where relevance is known")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="longest answer to a held-out row, in tokens; default: as the longest response"
+    )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of the held-out rows. nlls: a token, in nats, of what the model said before to what is to be kept, and of each kind
+    of retain rows. kept: ROUGE-1. forget: mean relevance of answers, or ROUGE-1. None: not looked at, as what comes before
+    is outside the limits."""
+
+    forget: float | None
+    kept: float | None
+    nlls: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of what is kept. kept: least ROUGE-1. nlls: the largest."""
+
+    kept: float
+    nlls: tuple[float, ...]
+
+    @classmethod
+    def of(cls, before: Figures, config: Choosing) -> Limits:
+        assert before.kept is not None
+        rises = config.own_perplexity, *(config.perplexity for _ in before.nlls[1:])
+        return cls(
+            config.keep * before.kept,
+            tuple(nll + math.log(rise) for nll, rise in zip(before.nlls, rises, strict=True)),
+        )
+
+    def hold(self, found: Figures) -> bool:
+        """Whether what was looked at is within them."""
+        within = all(now <= most for now, most in zip(found.nlls, self.nlls, strict=True))
+        return within and (found.kept is None or found.kept >= self.kept)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that choose. said: what the model said to the rows to keep before, sampled; token ids.
+    retain: rows of the retain set by kind, where the rows to keep are others."""
+
+    forget: Sequence[Example]
+    keep: Sequence[Example]
+    said: Sequence[Sequence[int]]
+    retain: Sequence[Sequence[Example]] = ()
+
+
+def figures(
+    chat: ChatModel, task: ForgetTask, held: HeldOut, config: Choosing, limits: Limits | None = None
+) -> Figures:
+    """What the held-out rows say of the model as it stands. Likelihoods come first, and what is left of what is forgotten
+    last: it takes most of the time, and is not looked at where what is kept is outside the limits."""
+    prompts = chat.prompt_ids([e.prompt for e in held.keep])
+    own = token_loss(score_answers(chat, prompts, held.said))
+    found = Figures(None, None, (own, *(rows_loss(chat, rows) for rows in held.retain)))
+    if limits and not limits.hold(found):
+        return found
+    tokens = config.max_new_tokens or LONGEST
+    longest = max(map(len, chat.answer_ids([e.response for e in held.keep])))
+    given = greedy(chat, prompts, min(tokens, max(longest, LEAST_KEPT)))
+    each = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
+    found = replace(found, kept=sum(each) / len(each))
+    if limits and not limits.hold(found):
+        return found
+    prompts = chat.prompt_ids([e.prompt for e in held.forget])
+    if task.relevance:
+        asked = [p for p in prompts for _ in range(config.answers)]
+        texts = [g.text for g in sampled(chat, asked, tokens, seed=config.seed)]
+        shown = list(task.relevance(texts))
+    else:
+        texts = [g.text for g in greedy(chat, prompts, tokens)]
+        shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
+    return replace(found, forget=sum(shown) / len(shown))
+
+
+def said(
+    chat: ChatModel, rows: Sequence[Example], task: ForgetTask, config: Choosing
+) -> tuple[Sequence[Example], list[tuple[int, ...]]]:
+    """(rows, what the model says to each), sampled: token ids, with the end where it came to one. Rows to which it says
+    what is to be forgotten are left out: to be further from that is no loss."""
+    prompts, tokens = chat.prompt_ids([e.prompt for e in rows]), config.max_new_tokens or LONGEST
+    drawn = sampled(chat, prompts, tokens, SAID_TEMPERATURE, config.seed)
+    if task.relevance:
+        shown = task.relevance([g.text for g in drawn])
+        clean = [n for n, r in enumerate(shown) if r < RELEVANT]
+        if clean:
+            rows, drawn = [rows[n] for n in clean], [drawn[n] for n in clean]
+    end = () if chat.tokenizer.eos_token_id is None else (chat.tokenizer.eos_token_id,)
+    return rows, [(*g.tokens, *(end if g.ended else ())) or end or (0,) for g in drawn]
+
+
+def kinds(rows: Sequence[Example]) -> dict[str, list[Example]]:
+    """The rows by group, of which some can get better while another is lost; small groups together."""
+    sizes = Counter(e.group for e in rows)
+    found: dict[str, list[Example]] = {}
+    for row in rows:
+        found.setdefault(str(row.group) if sizes[row.group] >= KIND else "others", []).append(row)
+    if len(found) > 1 and len(found.get("others", ())) == 1:  # too few to choose by
+        next(iter(found.values())).extend(found.pop("others"))
+    return found
+
+
+def split_by_kind(rows: Sequence[Example], config: Choosing) -> dict[str, tuple[Sequence[Example], Sequence[Example]]]:
+    """`split` of each kind of the rows."""
+    return {kind: split(some, config) for kind, some in kinds(rows).items()}
+
+
+def split(rows: Sequence[Example], config: Choosing) -> tuple[Sequence[Example], Sequence[Example]]:
+    """(rows that fit, rows that choose)."""
+    if len(rows) < 2:
+        raise InputError(f"reveal-release needs at least two rows of each role, got {len(rows)}: one of them chooses")
+    count = min(max(round(len(rows) * config.held_out), 1), config.most_held_out)
+    held = set(random.Random(config.seed).sample(range(len(rows)), count))
+    return [e for n, e in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
+
+
+def forget_split(task: ForgetTask, config: Choosing) -> tuple[Sequence[Example], Sequence[Example]]:
+    """(rows that fit, rows that choose): where relevance tells what answers show, rows of other prompts; else rewrites of
+    the fitted rows, as forgetting one fact need not forget another."""
+    if task.relevance:
+        prompts = list(dict.fromkeys(e.prompt for e in task.forget))
+        if len(prompts) < FEWEST_PROMPTS:
+            return split(task.forget, config)
+        rng = random.Random(config.seed)
+        others = set(rng.sample(prompts, max(round(len(prompts) * config.held_out), 1)))
+        held = [e for e in task.forget if e.prompt in others]
+        return [e for e in task.forget if e.prompt not in others], rng.sample(
+            held, min(len(held), config.most_held_out)
+        )
+    asked = rewrites(task.forget, "tune")
+    if not asked:  # texts to go on with
+        return task.forget, task.forget[: config.most_held_out]
+    return task.forget, random.Random(config.seed).sample(asked, min(len(asked), config.most_held_out))
