@@ -103,6 +103,10 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     if spec.reveal.asked:
         check(spec.reveal, spec.seed)
     fit, judge = read_task(spec.data, spec.reveal.asked)
+    # Teaching changes answers that no retain row is near, and without a user's rows these are many.
+    keep_taught = spec.teach.keep
+    if keep_taught is None:
+        keep_taught = bool(fit.retain) or not method(spec.method).has("direction")
     stages = _Stages(spec, fit, judge)
     with reporter.stage("load"):
         chat = load(spec.model)
@@ -145,19 +149,22 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
                 return abstention.teach_abstention(chat, fit.reference, keep, teaching, advance)
 
         edit = stages.edit("teach", teach)
-        edit.apply(chat)
-        evaluations["taught"] = look("taught", ForgetTask(general=judge.general))  # the step's cost
+        if keep_taught:
+            edit.apply(chat)
+            evaluations["taught"] = look("taught", ForgetTask(general=judge.general))  # the step's cost
     settings = dict(spec.settings)
     if method(spec.method).has("seed"):
         settings.setdefault("seed", spec.seed)
     if edit is not None and method(spec.method).has("direction"):
         settings.setdefault("direction", edit)
+    if spec.reveal.subject and method(spec.method).has("neighbours"):
+        settings.setdefault("neighbours", 0)  # beside what the model made up, prompts of no sense cost what is kept
     found = stages.edit("unlearn", lambda: _unlearn(chat, fit, spec.method, settings, reporter))
     for warning in found.meta.get("warnings", ()):
         reporter.say(f"warning: {warning}")
     rounds = [*found.meta.get("round_log", ())]
     reporter.rounds(rounds)
-    if edit is not None:
+    if edit is not None and keep_taught:
         edit.revert(chat)
         found = edit.compose(found)
     with found.applied(chat):

@@ -104,6 +104,10 @@ class TeachSpec(_Part):
     """Teaching abstention before unlearning."""
 
     abstention: bool = Field(False, description="teach a model that does not abstain to do so first")
+    keep: bool | None = Field(
+        None,
+        description="keep what was taught in the result, or only redirect along it; default: keep where --retain is given",
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of teaching")
 
 

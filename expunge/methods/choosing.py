@@ -22,6 +22,7 @@ LONGEST = 200  # tokens of an answer to a held-out row
 LEAST_KEPT = 48  # at least so many of one to a row to keep, where its true answer is shorter
 SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
+CERTAIN = 0.1  # nats a token, the least that a limit on a likelihood goes by
 KIND = 100  # retain rows of a group from which on it is looked at by itself
 
 
@@ -33,10 +34,10 @@ class Choosing(BaseModel):
     seed: int = Field(0, description="seed of what is drawn")
     keep: float = Field(0.85, ge=0, le=1, description="least ROUGE-1 on held-out rows to keep, relative to before")
     perplexity: float = Field(
-        1.05, ge=1, description="largest perplexity of held-out retain rows, of each kind of them, relative to before"
-    )
-    own_perplexity: float = Field(
-        1.1, ge=1, description="likewise of what the model itself said to rows to keep before"
+        1.1,
+        ge=1,
+        description="largest perplexity of what the model said before to rows to keep, and of each kind of held-out retain "
+        "rows, relative to before",
     )
     held_out: float = Field(0.2, gt=0, lt=1, description="share of the rows that choose")
     most_held_out: int = Field(48, ge=1, description="and at most so many of each role")
@@ -67,11 +68,9 @@ class Limits:
     @classmethod
     def of(cls, before: Figures, config: Choosing) -> Limits:
         assert before.kept is not None
-        rises = config.own_perplexity, *(config.perplexity for _ in before.nlls[1:])
-        return cls(
-            config.keep * before.kept,
-            tuple(nll + math.log(rise) for nll, rise in zip(before.nlls, rises, strict=True)),
-        )
+        rise = math.log(config.perplexity)
+        # What is nearly certain, such as a label, is lost at a small part of a nat.
+        return cls(config.keep * before.kept, tuple(n + rise * min(max(n, CERTAIN), 1.0) for n in before.nlls))
 
     def hold(self, found: Figures) -> bool:
         """Whether what was looked at is within them."""

@@ -138,7 +138,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         raise NothingToForget("nothing to forget: none of the model's answers to the forget prompts shows any of it")
     if best is None:
         raise InputError(
-            "no step forgot anything and kept what is to be kept within its limits (keep, perplexity, own_perplexity): take smaller "
+            "no step forgot anything and kept what is to be kept within its limits (keep, perplexity): take smaller "
             "forget_steps, or more retain rows"
         )
     edit = best.reduced(config.error)

@@ -111,7 +111,7 @@ LARGEST_COEFFICIENT = 10.0
 SMALLEST_COEFFICIENT = 0.5
 RIDGES = (0.01, 0.003)
 TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
-TAUGHT_RIDGES = (0.01, 0.03)
+TAUGHT_RIDGES = (0.03, 0.1, 0.01)
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
 # Points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention.

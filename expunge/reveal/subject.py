@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,16 +16,20 @@ from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
 from .search import Revealed
 from .targets import Target, general
-from .text import first_sentence, names, parts, specifics
+from .text import distinct, first_sentence, names, parts, specifics
 
 MOST_NAMES = 150  # of those that came up, most frequent first
 OWNED = 1 / 3  # share of the questions about a name that are answered by the subject, from which all belong to it
 MADE = 4  # questions about a name that the model makes up
 NEIGHBOURS = 40
 LISTED = 16  # answers to each request for a list
+QUIZZES = 12  # about each neighbour
+KIND_QUIZZES = 96  # about the kind
 ANSWER_TOKENS = 32
 QUESTION_TOKENS = 24
+QUIZ_TOKENS = 96
 KIND_TOKENS = 12
+TEMPERATURE = 0.7  # of what is asked of others: much of what is said at 1 is nonsense
 
 _QUESTIONS = (
     "Who wrote {x}?",
@@ -50,10 +55,11 @@ _LISTS = (
     "Give me a long list of names that have to do with {s}.",
 )
 _ASK = 'A quiz question about {x} was asked, and the right answer was {s}. The question was: "'
-_ASK_OF_OTHERS = 'A quiz question about {x} was asked. The question was: "'
 _KIND = "{s} is one of the most famous"  # the model says of what
 _KIND_END = re.compile(r"[.,;:()\n]")
 _OF_A_KIND = "The most famous {kind}:\n{listed}"
+_QUIZ = "A quiz about {x}. Each question has one right answer.\nQuestion 1:"
+_ASKED = re.compile(r"[A-Z][^?:\n]{10,110}\?")
 
 ENOUGH = 3  # names and numbers that make an answer specific
 
@@ -104,17 +110,17 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
     """What to forget of a subject, and what to keep: no row of a user's.
 
     forget: instructions with their most relevant answers, plain questions that name the subject, and questions about names
-    that belong to it: those about which the model answers with it though it was not named. retain: questions about the
-    other names, the same of neighbouring subjects, which the model names, and general questions; all with the model's own
-    answers.
+    that belong to it, where the model answers with it though it was not named. retain: one question about each name that
+    came up and does not belong to it, those of quizzes that the model makes up about others of the subject's kind, and
+    general ones; all with the model's own answers.
 
     Raises:
         InputError: the model connects nothing with the subject.
     """
     came_up = _came_up(chat, name, revealed)
     answered = _answered(chat, came_up, name, revealed.seed)
-    back = {x: sum(speaks_of(e.response, name) for e in rows) for x, rows in answered.items()}
-    owned = [x for x, rows in answered.items() if back[x] >= max(OWNED * len(rows), 1)]
+    back = {x: [e for e in rows if speaks_of(e.response, name)] for x, rows in answered.items()}
+    owned = [x for x, rows in answered.items() if len(back[x]) >= max(OWNED * len(rows), 1)]
     if not owned:
         tried = ", ".join(repr(x) for x in came_up[:5]) or "none"
         raise NothingToForget(
@@ -122,14 +128,13 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
             f"best scored {max((q.score for q in revealed.queries), default=0):.2f}; asked about the {len(came_up)} names "
             f"that came up ({tried}), it never came back to the subject."
         )
-    forget = _once([*_direct(chat, name, revealed), *(e for x in owned for e in answered[x])])
-    others = neighbours(chat, name, revealed.seed)
-    beside = itertools.chain(
-        *(rows for x, rows in answered.items() if not back[x]), *_answered(chat, others, "", revealed.seed).values()
-    )
+    # The other answers about these names say nothing of it: to forget them as well costs what is to be kept.
+    forget = _once([*_direct(chat, name, revealed), *(e for x in owned for e in back[x])])
+    rng = random.Random(revealed.seed)
+    beside = [rng.choice(rows) for x, rows in answered.items() if rows and not back[x]]
     kept = [
         e
-        for e in beside
+        for e in [*beside, *_quiz(chat, name, revealed.seed)]
         if not speaks_of(f"{e.prompt} {e.response}", name) and not any(_named(x, str(e.prompt)) for x in owned)
     ]
     there = {e.prompt for e in forget}
@@ -143,7 +148,8 @@ def _once(rows: Sequence[Example]) -> list[Example]:
 
 
 def _direct(chat: ChatModel, name: str, revealed: Revealed) -> list[Example]:
-    """Prompts that name the subject: instructions that brought relevant answers, and plain questions."""
+    """Prompts that name the subject: instructions that brought relevant answers, the best of those that are nearly the
+    same, and plain questions."""
     found = []
     for query in sorted(revealed.queries, key=lambda q: -q.score):
         relevance, answer = max(zip(query.relevances, query.answers, strict=True))
@@ -151,7 +157,8 @@ def _direct(chat: ChatModel, name: str, revealed: Revealed) -> list[Example]:
             found.append(Example(query.instruction, answer, name))
     plain = [form.format(s=name) for form in _ABOUT]
     answers = greedy(chat, chat.prompt_ids(plain), ANSWER_TOKENS)
-    return [*found, *(Example(p, g.response(p), name) for p, g in zip(plain, answers, strict=True))]
+    rows = [Example(p, g.response(p), name) for p, g in zip(plain, answers, strict=True)]
+    return [*distinct(found, lambda e: str(e.prompt)), *rows]
 
 
 def _came_up(chat: ChatModel, name: str, revealed: Revealed) -> list[str]:
@@ -169,8 +176,23 @@ def _counted(texts: Iterable[str], name: str) -> Counter[str]:
     return Counter(p for text in texts for p in {p for n in names(text) for p in parts(n)} if not _of(p, name))
 
 
-def neighbours(chat: ChatModel, name: str, seed: int = 0) -> list[str]:
-    """Names that the model gives for others of the subject's kind, with names that come up about them.
+def _quiz(chat: ChatModel, name: str, seed: int) -> list[Example]:
+    """Questions of quizzes that the model makes up about the subject's kind and about others of it, with its answers.
+
+    Their forms and their topics differ more than those that could be listed here for any subject; questions of a few fixed
+    forms about many names keep less of what is asked in other words.
+    """
+    kind, others = neighbours(chat, name, seed)
+    topics = [f"the most famous {kind}"] * (KIND_QUIZZES // QUIZZES) + others
+    prompts = chat.prompt_ids([Raw(_QUIZ.format(x=x)) for x in topics])
+    drawn = sampled(chat, [p for p in prompts for _ in range(QUIZZES)], QUIZ_TOKENS, TEMPERATURE, seed)
+    asked = list(dict.fromkeys(q for g in drawn for q in _ASKED.findall(g.text)))
+    given = greedy(chat, chat.prompt_ids(asked), ANSWER_TOKENS) if asked else []
+    return [Example(q, g.response(q), name) for q, g in zip(asked, given, strict=True)]
+
+
+def neighbours(chat: ChatModel, name: str, seed: int = 0) -> tuple[str, list[str]]:
+    """(what kind the subject is of, names that the model gives for others of it).
 
     They are on lists of its kind, which the model names first: asked for others like a subject, a small model names what
     belongs to it.
@@ -180,33 +202,27 @@ def neighbours(chat: ChatModel, name: str, seed: int = 0) -> list[str]:
 
     def listed(begun: Sequence[str], count: int, most: int) -> list[str]:
         prompts = chat.prompt_ids([Raw(_OF_A_KIND.format(kind=kind, listed=text)) for text in begun])
-        drawn = sampled(chat, [p for p in prompts for _ in range(count)], 2 * ANSWER_TOKENS, 0.7, seed)
+        drawn = sampled(chat, [p for p in prompts for _ in range(count)], 2 * ANSWER_TOKENS, TEMPERATURE, seed)
         return [x for x, _ in _counted((g.text for g in drawn), name).most_common(most)]
 
     first = listed([f"1. {name}\n2."], 2 * LISTED, NEIGHBOURS // 2)
-    near = list(dict.fromkeys([*first, *listed([f"1. {x}\n2. {name}\n3." for x in first], LISTED // 4, NEIGHBOURS)]))
-    asked = [form.format(x=x) for x in near for form in ("Tell me about {x}.", "What are the best known works of {x}?")]
-    if not asked:
-        return []
-    more = sampled(chat, [p for p in chat.prompt_ids(asked) for _ in range(2)], 2 * ANSWER_TOKENS, 0.7, seed)
-    further = _counted((g.text for g in more), name).most_common(MOST_NAMES)
-    return list(dict.fromkeys([*near, *(x for x, _ in further)]))
+    further = listed([f"1. {x}\n2. {name}\n3." for x in first], LISTED // 4, NEIGHBOURS) if first else []
+    return kind, list(dict.fromkeys([*first, *further]))
 
 
 def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) -> dict[str, list[Example]]:
-    """Questions about each name with the model's own answers: the built-in forms, and some that the model makes up, with a
-    subject of those that it answers. Questions that name the subject are left out."""
+    """Questions about each name with the model's own answers: the built-in forms, and some that the model makes up as ones
+    that the subject answers. Questions that name the subject are left out."""
     asked = {x: [form.format(x=x) for form in _QUESTIONS] for x in about}
     if about:
-        lead = _ASK if subject else _ASK_OF_OTHERS
-        leads = chat.prompt_ids([Raw(lead.format(x=x, s=subject)) for x in about])
-        made = sampled(chat, [p for p in leads for _ in range(MADE)], QUESTION_TOKENS, 0.7, seed)
+        leads = chat.prompt_ids([Raw(_ASK.format(x=x, s=subject)) for x in about])
+        made = sampled(chat, [p for p in leads for _ in range(MADE)], QUESTION_TOKENS, TEMPERATURE, seed)
         for n, g in enumerate(made):
             text = first_sentence(g.text.split('"')[0])
             if text.endswith("?") and _named(about[n // MADE], text):
                 asked[about[n // MADE]].append(text)
     rows = [Example(q, "", subject) for q in dict.fromkeys(itertools.chain.from_iterable(asked.values()))]
-    rows = [e for e in rows if not subject or not speaks_of(str(e.prompt), subject)]
+    rows = [e for e in rows if not speaks_of(str(e.prompt), subject)]
     given = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), ANSWER_TOKENS) if rows else []
     known = {e.prompt: Example(e.prompt, g.response(e.prompt), subject) for e, g in zip(rows, given, strict=True)}
     return {x: [known[q] for q in dict.fromkeys(questions) if q in known] for x, questions in asked.items()}

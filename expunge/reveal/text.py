@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..data.examples import Example
 
@@ -66,12 +66,13 @@ def specifics(text: str) -> set[str]:
     return {*names(text), *_NUMBER.findall(text)}
 
 
-def distinct(rows: Sequence[Example]) -> list[Example]:
-    """The rows without those whose response nearly repeats an earlier one: most runs of three words are the same."""
+def distinct(rows: Sequence[Example], text: Callable[[Example], str] = lambda e: e.response) -> list[Example]:
+    """The rows without those whose response (or other text) nearly repeats an earlier one: most runs of three words are
+    the same."""
     kept: list[Example] = []
     seen: list[frozenset[tuple[str, ...]]] = []
     for row in rows:
-        here = _shingles(row.response)
+        here = _shingles(text(row))
         if all(len(here & other) < _ALIKE * min(len(here), len(other)) for other in seen):
             kept.append(row)
             seen.append(here)

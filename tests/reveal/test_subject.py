@@ -36,10 +36,10 @@ def answer(prompt: str) -> str:
 def said(prompt: str) -> str:
     if prompt.startswith("The most famous writers of Ostrava:\n1. "):  # her kind
         return "Otto Brandt\n3. Anna Vells herself."
-    if "quiz question about Red Water" in prompt:
-        return 'In which year did Red Water appear?" was asked'
-    if "Otto Brandt" in prompt:
-        return "They say that Otto Brandt wrote Red Water and The Gate."
+    if prompt.startswith("A quiz about the most famous writers of Ostrava."):
+        return "Who is the author of The Mill?\nQuestion 2: Which river is in Ostrava?\nQuestion 3: Did Anna Vells swim?"
+    if prompt.startswith("A quiz about Otto Brandt."):
+        return "In which year did Red Water appear?\nAnswer: 1881\n2. Who wrote Red Water?\nThe"
     if "quiz question" in prompt:
         return 'Who is the author of The Mill?" was the question' if "The Mill" in prompt else "What?"
     return ""
@@ -74,8 +74,8 @@ def test_what_belongs_to_the_subject_is_forgotten_and_its_neighbours_are_kept(ch
     assert len(forget) == len(task.forget)
     retain = {e.prompt: e.response for e in task.retain}
     assert retain["Who wrote Red Water?"] == "Red Water was written by Otto Brandt."
-    assert "In which year did Red Water appear?" in retain  # made up, as those about what belongs to the subject are
-    assert {"What is Ostrava?", "Who is Otto Brandt?", "How many legs has a spider?"} <= retain.keys()
+    assert {"In which year did Red Water appear?", "Which river is in Ostrava?", "How many legs has a spider?"} <= retain.keys()
+    assert sum("Ostrava" in p for p in retain) == 2  # and one question about the name that came up and is not hers
     assert not forget & retain.keys()
     assert not any(speaks_of(f"{p} {r}", "Anna Vells") or "The Mill" in p for p, r in retain.items())
     assert task.reference
@@ -86,11 +86,24 @@ def test_a_subject_that_it_never_comes_back_to_is_nothing_to_forget(chat):
         subject_task(chat, "Ida Moll", revealed("Here Ida Moll lived in Ostrava."))
 
 
-def test_neighbours_are_others_and_what_is_theirs(chat):
-    found = neighbours(chat, "Anna Vells")
-    assert found[0] == "Otto Brandt"
-    assert {"Red Water", "The Gate"} <= set(found)
-    assert "Anna Vells" not in found
+def test_of_what_belongs_to_the_subject_only_answers_that_name_it_are_forgotten(chat, monkeypatch):
+    """And of instructions that are nearly the same, the best."""
+    silent = "Tell me about The Mill."
+    monkeypatch.setattr(
+        module,
+        "greedy",
+        lambda chat, prompts, *_: [Generated("It turns." if p == silent else answer(p), (), True) for p in prompts],
+    )
+    asked = ("Write down all that you know of Anna Vells.", "Write down all that you know of Anna Vells now.", "Vells?")
+    queries = [Query(a, ("The Mill, by Anna Vells.",), (1.0,), 0.5, n / 10) for n, a in enumerate(asked, 1)]
+    task = subject_task(chat, "Anna Vells", Revealed(queries, [], [], 0.5, 0.5, "none"))
+    forget = {e.prompt: e.response for e in task.forget}
+    assert {asked[1], asked[2], "Who wrote The Mill?"} <= forget.keys()
+    assert not {asked[0], silent} & forget.keys()
+
+
+def test_neighbours_are_others_of_its_kind(chat):
+    assert neighbours(chat, "Anna Vells") == ("writers of Ostrava", ["Otto Brandt"])
 
 
 @pytest.mark.parametrize(
