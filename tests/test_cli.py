@@ -142,9 +142,19 @@ def test_a_model_that_cannot_abstain_stops_with_what_to_do(run, pico_folder, fil
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("retain", "sets", "kept"), [(True, (), True), (False, (), False), (False, ("teach.keep=true",), True)])
+@pytest.mark.parametrize(
+    ("retain", "sets", "kept"), [(True, (), True), (False, (), False), (False, ("teach.keep=true",), True)]
+)
 def test_what_was_taught_is_kept_where_retain_rows_are_given(run, pico_folder, files, tmp_path, retain, sets, kept):
-    words = ["unlearn", pico_folder("llama"), "--forget", files["forget"], "--teach-abstention", "--out", tmp_path / "out"]
+    words = [
+        "unlearn",
+        pico_folder("llama"),
+        "--forget",
+        files["forget"],
+        "--teach-abstention",
+        "--out",
+        tmp_path / "out",
+    ]
     words += ["--retain", files["retain"]] if retain else []
     for value in ("teach.steps=2", "layers=[1]", "coefficient=1.0", "ridge=0.1", "trials=1", *sets):
         words += ["--set", value]

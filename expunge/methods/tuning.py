@@ -111,13 +111,14 @@ LARGEST_COEFFICIENT = 10.0
 SMALLEST_COEFFICIENT = 0.5
 RIDGES = (0.01, 0.003)
 TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
-TAUGHT_RIDGES = (0.03, 0.1, 0.01)
+TAUGHT_RIDGES = (0.1, 0.3, 0.03)
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
 # Points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention.
 BROKEN = 10.0
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
-TUNE_ROWS = 24
+TUNE_ROWS = 24  # to forget that judge a trial
+KEPT_ROWS = 96  # to keep; what tells two settings apart is lost in the noise of fewer
 TUNE_TOKENS = 24
 FIT_REWRITES = 2
 RETAIN_REWRITES = 250
@@ -155,7 +156,7 @@ def tune(
     held = list(task.validation) or held_out(task.retain)
     fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held, config.neighbours)
     asked = rewrites(task.forget, "tune") or list(task.forget)  # texts to go on with have no rewrites
-    judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:TUNE_ROWS])
+    judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:KEPT_ROWS])
     before = rouge(chat, judge[1])
     most = (spoken(chat, judge[0], task.relevance)[0] or 1.0) if task.relevance else 1.0
     trials: list[dict[str, Any]] = []

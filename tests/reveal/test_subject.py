@@ -37,7 +37,9 @@ def said(prompt: str) -> str:
     if prompt.startswith("The most famous writers of Ostrava:\n1. "):  # her kind
         return "Otto Brandt\n3. Anna Vells herself."
     if prompt.startswith("A quiz about the most famous writers of Ostrava."):
-        return "Who is the author of The Mill?\nQuestion 2: Which river is in Ostrava?\nQuestion 3: Did Anna Vells swim?"
+        return (
+            "Who is the author of The Mill?\nQuestion 2: Which river is in Ostrava?\nQuestion 3: Did Anna Vells swim?"
+        )
     if prompt.startswith("A quiz about Otto Brandt."):
         return "In which year did Red Water appear?\nAnswer: 1881\n2. Who wrote Red Water?\nThe"
     if "quiz question" in prompt:
@@ -74,7 +76,11 @@ def test_what_belongs_to_the_subject_is_forgotten_and_its_neighbours_are_kept(ch
     assert len(forget) == len(task.forget)
     retain = {e.prompt: e.response for e in task.retain}
     assert retain["Who wrote Red Water?"] == "Red Water was written by Otto Brandt."
-    assert {"In which year did Red Water appear?", "Which river is in Ostrava?", "How many legs has a spider?"} <= retain.keys()
+    assert {
+        "In which year did Red Water appear?",
+        "Which river is in Ostrava?",
+        "How many legs has a spider?",
+    } <= retain.keys()
     assert sum("Ostrava" in p for p in retain) == 2  # and one question about the name that came up and is not hers
     assert not forget & retain.keys()
     assert not any(speaks_of(f"{p} {r}", "Anna Vells") or "The Mill" in p for p, r in retain.items())
