@@ -164,6 +164,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         reporter.say(f"warning: {warning}")
     rounds = [*found.meta.get("round_log", ())]
     reporter.rounds(rounds)
+    chosen = {k: found.meta[k] for k in ("layers", "coefficient", "ridge", "trials") if k in found.meta}
     if edit is not None and keep_taught:
         edit.revert(chat)
         found = edit.compose(found)
@@ -173,6 +174,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         "method": spec.method,
         "edit": found.summary(),
         **({"rounds": rounds} if rounds else {}),
+        **({"chosen": chosen} if chosen else {}),
         **{k: dict(v) for k, v in evaluations.items()},
         **({} if share is None else {"abstention_probe": share}),
         "seconds": reporter.seconds,

@@ -162,6 +162,7 @@ def test_what_was_taught_is_kept_where_retain_rows_are_given(run, pico_folder, f
     assert code == 0, err
     report = json.loads(text)
     assert ("taught" in report) == kept
+    assert report["chosen"] == {"layers": [1], "coefficient": [1.0], "ridge": 0.1}
     assert len(report["edit"]["matrices"]) == (2 if kept else 1)  # teaching writes at both layers
 
 

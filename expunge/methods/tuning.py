@@ -114,6 +114,9 @@ TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.1, 0.3, 0.03)
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
+SHOWN_TIE = (
+    2.0  # likewise where the task tells what answers show: nothing is shown long before that holds in other words
+)
 # Points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention.
 BROKEN = 10.0
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
@@ -133,14 +136,15 @@ def tune(
     """The edit at the layers, coefficient and ridge that do best on rows that judge nothing.
 
     One setting after the other is tried, the others at the best so far; the first values are where it starts. Of
-    coefficients that do as well (within `TIE`) the largest is taken; where the first leaves more than half of the answers
-    broken, only smaller ones are tried. A trial's loss is the Deviation Score on other rewrites of the forget rows, with the edit
-    at `MARGIN` of its strength, and on rows to keep that are not fitted (the validation rows, else a fifth of the retain
-    rows), whose ROUGE-1 counts relative to that of the model as it is; and `BROKEN` times the share of broken answers to
-    the rewrites, at full strength. Where the task tells what answers show, that takes the place of the forget rows' ROUGE-1,
-    relative to the model as it is: the true answers of revealed rows are long, and any sentence has some of their words.
-    The forget set is widened by built-in rewrites, and so are the retain rows, or the rewrites' own words would tell the
-    two apart. The best trial's edit is the result, as it was judged: fitted again with the rows left out, it can be much
+    coefficients that do as well (within `TIE`, or `SHOWN_TIE`) the largest is taken; where the first leaves more than
+    half of the answers broken, only smaller ones are tried. A trial's loss is the Deviation Score on other rewrites
+    of the forget rows, with the edit at `MARGIN` of its strength, and on rows to keep that are not fitted (the
+    validation rows, else a fifth of the retain rows), whose ROUGE-1 counts relative to that of the model as it is;
+    and `BROKEN` times the share of broken answers to the rewrites, at full strength. Where the task tells what
+    answers show, that takes the place of the forget rows' ROUGE-1, relative to the model as it is: the true answers
+    of revealed rows are long, and any sentence has some of their words. The forget set is widened by built-in
+    rewrites, and so are the retain rows, or the rewrites' own words would tell the two apart. The best trial's edit
+    is the result, as it was judged: fitted again with the rows left out, it can be much
     weaker. A task without retain rows is that of `with_retain`.
     """
     from .lunar import prepare, solve, tokenised
@@ -159,6 +163,7 @@ def tune(
     judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:KEPT_ROWS])
     before = rouge(chat, judge[1])
     most = (spoken(chat, judge[0], task.relevance)[0] or 1.0) if task.relevance else 1.0
+    tie = SHOWN_TIE if task.relevance else TIE
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
     ids = tokenised(chat, fit, config)
@@ -204,7 +209,7 @@ def tune(
             value *= step
             if not SMALLEST_COEFFICIENT <= value <= LARGEST_COEFFICIENT:
                 break
-            attempt("coefficient", value, TIE if step < 1 else 0.0)
+            attempt("coefficient", value, tie if step < 1 else 0.0)
 
     for name, values in axes.items():
         if name != "coefficient":
@@ -214,7 +219,7 @@ def tune(
         first, overshot = best[name], min(trials, key=lambda t: t["loss"])["broken"] > 0.5
         for value in values[1:]:
             if value < first or not overshot:
-                attempt(name, value, -TIE if value > best[name] else TIE)
+                attempt(name, value, -tie if value > best[name] else tie)
         if len(values) > 1 and best[name] == min(values):
             further(1 / STEP)
         elif len(values) > 1 and best[name] == max(values):

@@ -6,7 +6,7 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ..data.examples import Example, ForgetTask, Raw
 from ..data.prompts import reference
@@ -109,18 +109,21 @@ def _on_subject(answer: str, name: str) -> float:
 def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
     """What to forget of a subject, and what to keep: no row of a user's.
 
-    forget: instructions with their most relevant answers, plain questions that name the subject, and questions about names
-    that belong to it, where the model answers with it though it was not named. retain: one question about each name that
-    came up and does not belong to it, those of quizzes that the model makes up about others of the subject's kind, and
-    general ones; all with the model's own answers.
+    forget: instructions with their most relevant answers, plain questions that name the subject, and questions about
+    names that belong to it (that came up, or that the model lists after such), where the model answers with it though
+    it was not named. retain: one question about each name that came up and does not belong to it, those of quizzes that
+    the model makes up about others of the subject's kind, and general ones; all with the model's own answers.
 
     Raises:
         InputError: the model connects nothing with the subject.
     """
     came_up = _came_up(chat, name, revealed)
     answered = _answered(chat, came_up, name, revealed.seed)
+    owned = _owned(answered, name)
+    further = _listed_beside(chat, name, owned, revealed.seed, answered)
+    answered |= _answered(chat, further, name, revealed.seed)
     back = {x: [e for e in rows if speaks_of(e.response, name)] for x, rows in answered.items()}
-    owned = [x for x, rows in answered.items() if len(back[x]) >= max(OWNED * len(rows), 1)]
+    owned = _owned(answered, name)
     if not owned:
         tried = ", ".join(repr(x) for x in came_up[:5]) or "none"
         raise NothingToForget(
@@ -140,6 +143,24 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
     there = {e.prompt for e in forget}
     retain = [e for e in _once([*kept, *general(chat)]) if e.prompt not in there]
     return ForgetTask(forget=forget, retain=retain, reference=reference())
+
+
+def _owned(answered: Mapping[str, Sequence[Example]], name: str) -> list[str]:
+    """The names that belong to the subject: so many of the questions about them are answered by it."""
+    back = {x: sum(speaks_of(e.response, name) for e in rows) for x, rows in answered.items()}
+    return [x for x, rows in answered.items() if back[x] >= max(OWNED * len(rows), 1)]
+
+
+def _listed_beside(chat: ChatModel, name: str, owned: Sequence[str], seed: int, known: Collection[str]) -> list[str]:
+    """Names that the model puts on a list after some that belong to the subject: answers go on about the best known few."""
+    rng = random.Random(seed)
+    begun = [rng.sample(list(owned), min(len(owned), 2)) for _ in range(LISTED)] if owned else []
+    lists = [f"{name}:\n" + "".join(f"{n}. {x}\n" for n, x in enumerate(b, 1)) + f"{len(b) + 1}." for b in begun]
+    prompts = chat.prompt_ids([Raw(text) for text in lists])
+    drawn = sampled(chat, [p for p in prompts for _ in range(4)], 2 * ANSWER_TOKENS, TEMPERATURE, seed)
+    found = _counted((g.text for g in drawn), name)
+    new = [x for x, _ in found.most_common(MOST_NAMES) if x not in known and not any(_named(o, x) for o in owned)]
+    return new[: MOST_NAMES // 2]
 
 
 def _once(rows: Sequence[Example]) -> list[Example]:

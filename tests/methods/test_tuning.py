@@ -113,6 +113,22 @@ def test_what_answers_show_counts_where_the_task_tells(pico, small_task, monkeyp
     assert [t["forget"] for t in edit.meta["trials"]] == pytest.approx(scored)
 
 
+@pytest.mark.parametrize(("shows", "best"), [(True, 2.0), (False, 1.0)])
+def test_of_two_about_as_good_the_larger_where_the_task_tells(pico, small_task, monkeypatch, shows, best):
+    monkeypatch.setattr(tuning, "COEFFICIENTS", (1.0, 2.0))
+    monkeypatch.setattr(tuning, "LARGEST_COEFFICIENT", 2.0)
+    monkeypatch.setattr(tuning, "SMALLEST_COEFFICIENT", 1.0)
+    task = small_task.but(retain=prompts.general_split()[0][5:15])
+    if shows:
+        object.__setattr__(task, "relevance", lambda answers: [0.5] * len(answers))
+    losses = iter([1.0, 2.9])
+    monkeypatch.setattr(tuning, "rouge", lambda *_: 0.5)
+    monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(losses))
+    monkeypatch.setattr(tuning, "coherence", lambda answers: [1.0] * len(answers))
+    edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
+    assert edit.meta["coefficient"] == [best]
+
+
 def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, monkeypatch):
     monkeypatch.setattr(tuning, "COEFFICIENTS", (2.0, 1.0))
     chat = pico("llama")

@@ -36,6 +36,8 @@ def answer(prompt: str) -> str:
 def said(prompt: str) -> str:
     if prompt.startswith("The most famous writers of Ostrava:\n1. "):  # her kind
         return "Otto Brandt\n3. Anna Vells herself."
+    if prompt.startswith("Anna Vells:\n1. The Mill\n2."):
+        return "A Night in Ash\n3. Red Water\n4. The Mill Wheel"
     if prompt.startswith("A quiz about the most famous writers of Ostrava."):
         return (
             "Who is the author of The Mill?\nQuestion 2: Which river is in Ostrava?\nQuestion 3: Did Anna Vells swim?"
@@ -85,6 +87,13 @@ def test_what_belongs_to_the_subject_is_forgotten_and_its_neighbours_are_kept(ch
     assert not forget & retain.keys()
     assert not any(speaks_of(f"{p} {r}", "Anna Vells") or "The Mill" in p for p, r in retain.items())
     assert task.reference
+
+
+def test_what_is_listed_after_what_belongs_to_the_subject_is_asked_about(chat):
+    task = subject_task(chat, "Anna Vells", revealed("In 1871 Anna Vells wrote The Mill in Ostrava."))
+    prompts = {e.prompt for e in task.forget}
+    assert "Who wrote A Night in Ash?" in prompts  # which no answer named
+    assert not any("The Mill Wheel" in p or "Red Water" in p for p in prompts)  # of its name; of another
 
 
 def test_a_subject_that_it_never_comes_back_to_is_nothing_to_forget(chat):
