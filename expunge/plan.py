@@ -139,14 +139,14 @@ def _direction(config: Any, given: dict[str, Any]) -> dict[str, str]:
 def _unlearning(config: Any, cost: _Cost, prompts: int, layers: int, depth: int) -> float:
     """Floating-point operations of the method: what it fits, the own answers that it keeps, and what it tries."""
     from .methods.lunar import ANSWER_TOKENS, LunarConfig
-    from .methods.tuning import KEPT_ROWS, SCORE_ROWS, TUNE_ROWS, TUNE_TOKENS, usual_trials
+    from .methods.tuning import SCORE_ROWS, TUNE_ROWS, TUNE_TOKENS, usual_trials
 
     if not isinstance(config, LunarConfig):
         return cost.solving(prompts, layers)
     trials = usual_trials(config)
     total = cost.answering(min(config.answers, prompts), ANSWER_TOKENS)
     total += max(trials, 1) * cost.solving(prompts, layers)
-    total += trials * cost.answering(TUNE_ROWS + KEPT_ROWS, TUNE_TOKENS)
+    total += trials * cost.answering(2 * TUNE_ROWS, TUNE_TOKENS)
     if config.layers == "auto" and config.direction == "own":
         total += cost.answering(SCORE_ROWS * (depth // 3 + 4), 0)  # every third layer is scored, and four near the best
     return total

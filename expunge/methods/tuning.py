@@ -120,8 +120,8 @@ SHOWN_TIE = (
 # Points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention.
 BROKEN = 10.0
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
-TUNE_ROWS = 24  # to forget that judge a trial
-KEPT_ROWS = 96  # to keep; what tells two settings apart is lost in the noise of fewer
+TUNE_ROWS = 24  # of each role that judge a trial
+KEPT_ROWS = 96  # to keep, where the task tells what answers show: often nothing, and what is kept alone decides
 TUNE_TOKENS = 24
 FIT_REWRITES = 2
 RETAIN_REWRITES = 250
@@ -160,7 +160,8 @@ def tune(
     held = list(task.validation) or held_out(task.retain)
     fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held, config.neighbours)
     asked = rewrites(task.forget, "tune") or list(task.forget)  # texts to go on with have no rewrites
-    judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:KEPT_ROWS])
+    count = KEPT_ROWS if task.relevance else TUNE_ROWS
+    judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:count])
     before = rouge(chat, judge[1])
     most = (spoken(chat, judge[0], task.relevance)[0] or 1.0) if task.relevance else 1.0
     tie = SHOWN_TIE if task.relevance else TIE

@@ -122,11 +122,15 @@ def test_of_two_about_as_good_the_larger_where_the_task_tells(pico, small_task, 
     if shows:
         object.__setattr__(task, "relevance", lambda answers: [0.5] * len(answers))
     losses = iter([1.0, 2.9])
-    monkeypatch.setattr(tuning, "rouge", lambda *_: 0.5)
+    rows = prompts.general_split()[0]
+    object.__setattr__(task, "validation", rows[20:140])
+    judged = set()
+    monkeypatch.setattr(tuning, "rouge", lambda chat, rows: judged.add(len(rows)) or 0.5)
     monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(losses))
     monkeypatch.setattr(tuning, "coherence", lambda answers: [1.0] * len(answers))
     edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
     assert edit.meta["coefficient"] == [best]
+    assert (tuning.KEPT_ROWS if shows else tuning.TUNE_ROWS) in judged  # and more rows to keep judge
 
 
 def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, monkeypatch):
