@@ -106,7 +106,8 @@ class TeachSpec(_Part):
     abstention: bool = Field(False, description="teach a model that does not abstain to do so first")
     keep: bool | None = Field(
         None,
-        description="keep what was taught in the result, or only redirect along it; default: keep where --retain is given",
+        description="keep what was taught in the result, or only redirect along it; default: keep where retain rows are given, "
+        "or where the method cannot redirect along it",
     )
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of teaching")
 

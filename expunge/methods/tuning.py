@@ -114,9 +114,8 @@ TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.1, 0.3, 0.03)
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
-SHOWN_TIE = (
-    2.0  # likewise where the task tells what answers show: nothing is shown long before that holds in other words
-)
+# Likewise where the task tells what answers show: nothing is shown long before that holds in other words.
+SHOWN_TIE = 2.0
 # Points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention.
 BROKEN = 10.0
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better

@@ -23,8 +23,9 @@ OWNED = 1 / 3  # share of the questions about a name that are answered by the su
 MADE = 4  # questions about a name that the model makes up
 NEIGHBOURS = 40
 LISTED = 16  # answers to each request for a list
+FURTHER = 75  # names that are listed after some of the subject's own, likewise
 QUIZZES = 12  # about each neighbour
-KIND_QUIZZES = 96  # about the kind
+KIND_TIMES = 8  # as many quizzes about the kind as about so many neighbours
 ANSWER_TOKENS = 32
 QUESTION_TOKENS = 24
 QUIZ_TOKENS = 96
@@ -122,7 +123,6 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
     owned = _owned(answered, name)
     further = _listed_beside(chat, name, owned, revealed.seed, answered)
     answered |= _answered(chat, further, name, revealed.seed)
-    back = {x: [e for e in rows if speaks_of(e.response, name)] for x, rows in answered.items()}
     owned = _owned(answered, name)
     if not owned:
         tried = ", ".join(repr(x) for x in came_up[:5]) or "none"
@@ -132,9 +132,9 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
             f"that came up ({tried}), it never came back to the subject."
         )
     # The other answers about these names say nothing of it: to forget them as well costs what is to be kept.
-    forget = _once([*_direct(chat, name, revealed), *(e for x in owned for e in back[x])])
+    forget = _once([*_direct(chat, name, revealed), *itertools.chain.from_iterable(owned.values())])
     rng = random.Random(revealed.seed)
-    beside = [rng.choice(rows) for x, rows in answered.items() if rows and not back[x]]
+    beside = [rng.choice(rows) for rows in answered.values() if rows and not _back(rows, name)]
     kept = [
         e
         for e in [*beside, *_quiz(chat, name, revealed.seed)]
@@ -145,22 +145,27 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
     return ForgetTask(forget=forget, retain=retain, reference=reference())
 
 
-def _owned(answered: Mapping[str, Sequence[Example]], name: str) -> list[str]:
-    """The names that belong to the subject: so many of the questions about them are answered by it."""
-    back = {x: sum(speaks_of(e.response, name) for e in rows) for x, rows in answered.items()}
-    return [x for x, rows in answered.items() if back[x] >= max(OWNED * len(rows), 1)]
+def _back(rows: Sequence[Example], name: str) -> list[Example]:
+    """The questions that are answered by the subject."""
+    return [e for e in rows if speaks_of(e.response, name)]
 
 
-def _listed_beside(chat: ChatModel, name: str, owned: Sequence[str], seed: int, known: Collection[str]) -> list[str]:
+def _owned(answered: Mapping[str, Sequence[Example]], name: str) -> dict[str, list[Example]]:
+    """The names that belong to the subject, as enough of the questions about them come back to it, with those that do."""
+    back = {x: _back(rows, name) for x, rows in answered.items()}
+    return {x: rows for x, rows in back.items() if len(rows) >= max(OWNED * len(answered[x]), 1)}
+
+
+def _listed_beside(chat: ChatModel, name: str, owned: Collection[str], seed: int, known: Collection[str]) -> list[str]:
     """Names that the model puts on a list after some that belong to the subject: answers go on about the best known few."""
+    if not owned:
+        return []
     rng = random.Random(seed)
-    begun = [rng.sample(list(owned), min(len(owned), 2)) for _ in range(LISTED)] if owned else []
+    begun = [rng.sample(list(owned), min(len(owned), 2)) for _ in range(4 * LISTED)]
     lists = [f"{name}:\n" + "".join(f"{n}. {x}\n" for n, x in enumerate(b, 1)) + f"{len(b) + 1}." for b in begun]
-    prompts = chat.prompt_ids([Raw(text) for text in lists])
-    drawn = sampled(chat, [p for p in prompts for _ in range(4)], 2 * ANSWER_TOKENS, TEMPERATURE, seed)
-    found = _counted((g.text for g in drawn), name)
-    new = [x for x, _ in found.most_common(MOST_NAMES) if x not in known and not any(_named(o, x) for o in owned)]
-    return new[: MOST_NAMES // 2]
+    drawn = sampled(chat, chat.prompt_ids([Raw(text) for text in lists]), 2 * ANSWER_TOKENS, TEMPERATURE, seed)
+    found = [x for x, _ in _counted((g.text for g in drawn), name).most_common()]
+    return [x for x in found if x not in known and not any(_named(o, x) for o in owned)][:FURTHER]
 
 
 def _once(rows: Sequence[Example]) -> list[Example]:
@@ -204,7 +209,7 @@ def _quiz(chat: ChatModel, name: str, seed: int) -> list[Example]:
     forms about many names keep less of what is asked in other words.
     """
     kind, others = neighbours(chat, name, seed)
-    topics = [f"the most famous {kind}"] * (KIND_QUIZZES // QUIZZES) + others
+    topics = [f"the most famous {kind}"] * KIND_TIMES + others
     prompts = chat.prompt_ids([Raw(_QUIZ.format(x=x)) for x in topics])
     drawn = sampled(chat, [p for p in prompts for _ in range(QUIZZES)], QUIZ_TOKENS, TEMPERATURE, seed)
     asked = list(dict.fromkeys(q for g in drawn for q in _ASKED.findall(g.text)))
