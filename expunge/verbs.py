@@ -68,7 +68,12 @@ def unlearn(model: Model, given: dict[str, Any], dry_run: bool, json: bool, quie
 
 
 @app.command(help=VERBS["demo"])
-@flags(_EVAL, plain=("json", "quiet"))
+@flags(
+    _MODEL,
+    _EVAL,
+    plain=("json", "quiet"),
+    skip=("revision", "dtype", "device_map", "template", "layout", "trust_remote_code"),
+)
 def demo(
     given: dict[str, Any],
     json: bool,

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from expunge import Edit, ForgetTask, evaluate, load_model, unlearn, verbs
 from expunge.cli import VERBS
 from expunge.demo import demo_spec
+from expunge.errors import InputError
 from expunge.models.generation import greedy
 
 from .conftest import FACTS, FORGET, RETAIN, UNKNOWN, rows_file
@@ -487,6 +488,21 @@ def test_help_lists_every_verb_and_each_has_its_own(run):
 def test_a_flag_that_was_not_given_leaves_the_demos_own_setting():
     spec = demo_spec({"evaluation.max_new_tokens": None, "evaluation.batch_size": 8})
     assert (spec.evaluation.max_new_tokens, spec.evaluation.batch_size) == (24, 8)
+
+
+def test_the_demos_flags_reach_its_run(run, monkeypatch):
+    seen = []
+
+    def interrupted(spec, reporter):
+        seen.append(spec)
+        raise InputError("no further")
+
+    monkeypatch.setattr("expunge.run.unlearn_run", interrupted)
+    assert run("demo", "--mixed-precision", "bf16", "--device", "cpu", "--seed", "3")[0] == 2
+    (spec,) = seen
+    assert (spec.model.name, spec.model.mixed_precision, spec.model.device, spec.seed) == ("smollm2", "bf16", "cpu", 3)
+    assert run("demo", "--mixed-precision", "fp8")[0] == 2
+    assert len(seen) == 1
 
 
 def test_the_demo_of_a_subject_fits_no_row_of_the_examples():

@@ -278,8 +278,8 @@ def with_rewrites(
 
 
 def trial_loss(forget: float, kept: float, before: float, broken: float) -> float:
-    """The Deviation Score of a trial from ROUGE-1 (or from what is left of what was shown), what is kept relative to `before`, that of the model as it is; and
-    `BROKEN` times the share of broken answers to the forget rows."""
+    """The Deviation Score of a trial from ROUGE-1 (or from what is left of what was shown), what is kept relative to
+    `before`, that of the model as it is; and `BROKEN` times the share of broken answers to the forget rows."""
     return deviation_score(forget, min(kept / before, 1.0) if before else 1.0) + BROKEN * broken
 
 
