@@ -6,7 +6,8 @@ data against a data set's. Resumable.
 
 One table (and one for a data set's rows) as of `expunge bench`, in --out, and how far apart the two modules of a round
 are, mean over rounds and seeds; each round's in results.jsonl. The one step is as large as the rounds of the first row
-together, mean over seeds, and is taken whatever it costs; task-vector and ext-sub train as a module of a round does.
+together, mean over seeds, and is taken whatever it costs; task-vector and ext-sub train with the settings of a round's
+modules, on all rows.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def main() -> None:
         for c, r in own.cells.items()
         if c.row[0] == METHOD and not c.variant and "total_forget_step" in r
     ]
-    if totals:  # one step of the same size, mean over seeds
+    if not totals:
+        print(f"Nothing beside it in one step: no seed of {METHOD} came to a result.")
+    else:  # one step of the same size, mean over seeds
         total = round(statistics.mean(totals), 2)
         step = f"rounds=1:forget_steps=[{total}]:{UNLIMITED}"
         alone = f"{METHOD}:{step}:retain_module=false"
@@ -86,7 +89,8 @@ def _training() -> str:
     from expunge.methods.release import ReleaseConfig
 
     config = ReleaseConfig()
-    return ":".join(f"{k}={getattr(config, k)}" for k in ("learning_rate", "epochs", "batch_size", "dropout"))
+    shared = ("learning_rate", "epochs", "batch_size", "dropout", "weight_decay")
+    return ":".join(f"{k}={getattr(config, k)}" for k in shared)
 
 
 def apart(found: dict[str, Results]) -> str:

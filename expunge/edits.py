@@ -49,6 +49,10 @@ class LowRank:
     def numbers(self) -> int:
         return self.left.numel() + self.right.numel()
 
+    @property
+    def weights(self) -> int:
+        return self.left.shape[0] * self.right.shape[1]
+
     def delta(self) -> Tensor:
         """The dense change, (o, i), in the factors' precision."""
         return self.left @ self.right
@@ -62,6 +66,10 @@ class Replace:
 
     @property
     def numbers(self) -> int:
+        return self.value.numel()
+
+    @property
+    def weights(self) -> int:
         return self.value.numel()
 
 
@@ -101,13 +109,19 @@ class Edit:
         return sum(p.numbers for p in self.parts.values())
 
     @property
+    def weights(self) -> int:
+        """How many weights of the model it changes: low-rank factors have far fewer numbers."""
+        return sum(p.weights for p in self.parts.values())
+
+    @property
     def rank(self) -> int | None:
         """The largest rank of a low-rank part; None where a part replaces."""
         ranks = [p.rank for p in self.parts.values() if isinstance(p, LowRank)]
         return max(ranks, default=0) if len(ranks) == len(self.parts) else None
 
     def summary(self) -> dict[str, Any]:
-        return {"parameters": self.parameters, "rank": self.rank, "matrices": sorted(self.parts)}
+        figures = {"parameters": self.parameters, "weights": self.weights, "rank": self.rank}
+        return figures | {"matrices": sorted(self.parts)}
 
     def dense(self, name: str) -> Tensor:
         """The dense change of a parameter, (o, i) as it is stored; for a `Replace`, the new value."""

@@ -27,6 +27,12 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_few_numbers_can_change_many_weights():
+    edit = Edit({"a": LowRank(torch.ones(3, 1), torch.ones(1, 5)), "b": Replace(torch.ones(2, 2))})
+    assert (edit.parameters, edit.weights) == (8 + 4, 15 + 4)
+    assert edit.summary() == {"parameters": 12, "weights": 19, "rank": None, "matrices": ["a", "b"]}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_apply_adds_and_revert_is_bit_exact(pico, dtype):
     chat = pico("llama", dtype=dtype)
@@ -210,6 +216,29 @@ def test_the_exported_adapter_gives_the_same_logits(pico, pico_folder, tmp_path,
         adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
     torch.testing.assert_close(adapted, edited, rtol=1e-4, atol=1e-4)
     assert (adapted - plain).abs().max() > 1e-2
+
+
+def test_added_and_subtracted_is_what_peft_makes_of_the_two_adapters(pico, pico_folder, tmp_path):
+    chat = pico()
+    kept, gone = (
+        Edit.on(
+            chat.model,
+            {chat.layout.weight_name(n): low_rank(chat, chat.layout.weight_name(n), 2, seed) for n in (1, 2)},
+        )
+        for seed in (0, 1)
+    )
+    base = AutoModelForCausalLM.from_pretrained(pico_folder("llama"))
+    for name, edit in (("kept", kept), ("gone", gone)):
+        edit.export(tmp_path / name)
+    model = PeftModel.from_pretrained(base, tmp_path / "kept", adapter_name="kept")
+    model.load_adapter(tmp_path / "gone", adapter_name="gone")
+    model.add_weighted_adapter(["kept", "gone"], [0.75, -1.5], "both", combination_type="cat")
+    model.set_adapter("both")
+    merged = model.merge_and_unload()
+    ours = kept.times(0.75).compose(gone.times(-1.5))
+    for name in ours.parts:
+        found = merged.get_parameter(name) - chat.model.get_parameter(name)
+        torch.testing.assert_close(found, ours.dense(name).float(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_replacement_has_no_form_as_an_adapter(pico, tmp_path):

@@ -86,6 +86,27 @@ class Results:
         return self.file.parent / "rows" / self.key / name
 
 
+def outdated(cells: Mapping[Cell, Mapping[str, Any]]) -> set[Cell]:
+    """The cells that were made from other rows, another model or other settings than the newest of their seed, or of their
+    row of the table: a run that was asked for some of the cells only leaves such behind. Equal time has settings of its
+    own for each seed.
+
+    Args:
+        cells: in the order in which they were made.
+    """
+    content: dict[int, str] = {}
+    made: dict[tuple[str, str, str], str] = {}
+    for cell, record in cells.items():
+        if (stamp := record.get("stamp", "")).count("-") == 1:  # of earlier versions it is one hash
+            content[cell.seed], made[cell.row] = stamp.split("-")
+
+    def current(cell: Cell, stamp: str) -> bool:
+        rows, settings = stamp.split("-")
+        return rows == content[cell.seed] and (cell.regime == "equal-time" or settings == made[cell.row])
+
+    return {c for c, r in cells.items() if "-" in r.get("stamp", "") and not current(c, r["stamp"])}
+
+
 def lines(file: Path) -> Iterator[dict[str, Any]]:
     """The whole lines: of cells ("cell"), and of what a benchmark is ("about")."""
     return (line for line in whole_lines(file) if "key" in line and ("cell" in line or "about" in line))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,12 @@ def bench_run(spec: BenchSpec, reporter: Reporter) -> Results:
     left = {seed: cells for seed, cells in left.items() if cells}
     if not left:
         return results
-    rates = Rates(benches[next(iter(left))])
+    with _threads(spec.jobs):
+        rates = Rates(benches[next(iter(left))])
     total = sum(seconds(benches[seed], cells, rates) for seed, cells in left.items()) / spec.jobs
     reporter.say(f"{sum(map(len, left.values()))} cells to run, {words(total)} on this machine")
     if spec.jobs > 1:
+        benches.clear()  # the model
         _in_processes(spec, left, reporter)
     else:
         for seed, cells in left.items():
@@ -112,11 +114,22 @@ def _in_processes(spec: BenchSpec, left: dict[int, list[Cell]], reporter: Report
                 reporter.say(f"{n} of {len(work)} parts finished")
 
 
-def _child(spec: BenchSpec, seed: int, cells: Sequence[Cell]) -> None:
+@contextmanager
+def _threads(jobs: int) -> Iterator[None]:
+    """As many threads as one of so many processes has."""
     import torch
 
-    torch.set_num_threads(max((os.cpu_count() or 1) // spec.jobs, 1))
-    run_seed(spec, seed, cells, Reporter(quiet=True))
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before // jobs, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _child(spec: BenchSpec, seed: int, cells: Sequence[Cell]) -> None:
+    with _threads(spec.jobs):
+        run_seed(spec, seed, cells, Reporter(quiet=True))
 
 
 def check(spec: BenchSpec) -> None:

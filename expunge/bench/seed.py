@@ -80,8 +80,8 @@ class Bench:
         return digest([self.suite.content(), self._identity, *made])
 
     def stamp(self, cell: Cell) -> str:
-        """A hash of what the cell is made from, so that one made from something else is not taken up again: rows, model,
-        and all settings, defaults too. Of the code itself a cell only says by which version it was made."""
+        """A hash of what the cell is made from, so that one made from something else is not taken up again: rows and
+        model, then all settings, defaults too. Of the code itself a cell only says by which version it was made."""
 
         def whole(given: dict[str, Any]) -> dict[str, Any]:
             return method(cell.method).configure(**given).model_dump(mode="json")
@@ -94,7 +94,7 @@ class Bench:
         elif cell.regime == "equal-time":
             beside = self._beside(cell)
             made = beside and [*beside[0], beside[1].get("seconds_in_all"), whole(beside[2].get("settings", {}))]
-        return digest([self._content, made])[:16]
+        return f"{self._content[:16]}-{digest(made)[:16]}"
 
     def finished(self, cell: Cell) -> bool:
         return self.results.finished(cell, self.stamp(cell))
@@ -167,7 +167,7 @@ class Bench:
                     _ = self.fit
                 return self._judged(cell)
             edit, record = self._unlearned(cell)
-            changed = {"parameters": edit.parameters, "rank": edit.rank, "matrices": len(edit.parts)}
+            changed = edit.summary() | {"matrices": len(edit.parts)}
             return record | changed | self._judged(cell, edit)
 
     # ------------------------------------------------------------ one method

@@ -10,9 +10,9 @@ from typing import Any
 from ..errors import InputError, unknown
 from ..evaluation.scores import METRICS, OPTIONAL
 from ..files import write_whole
-from ..methods.tuning import BROKEN
+from ..methods.tuning import BROKEN, MARGIN, TUNE_ROWS
 from ..plots import svg
-from .results import Cell, lines
+from .results import Cell, lines, outdated
 from .settings import fixed
 
 FORGET, KEPT = "forget", "retain"
@@ -38,8 +38,14 @@ def report(folder: Path, metrics: Sequence[str] = ("rouge1",)) -> str:
     check_metrics(metrics)
     tables = []
     for key, (about, cells) in _by_key(file).items():
+        old = outdated(cells)
+        cells = {c: r for c, r in cells.items() if c not in old}
         rows = group(cells)
         tables.append(f"## {_title(about)}\n\n{table(rows, cells, metrics)}")
+        if old:
+            tables.append(
+                f"Left out, as rows, model or settings have changed since: {', '.join(sorted(c.label for c in old))}."
+            )
         try:
             plots(rows, folder, key)
         except ImportError:
@@ -69,7 +75,8 @@ def _by_key(file: Path) -> dict[str, tuple[dict[str, Any], dict[Cell, dict[str, 
         about, cells = found.setdefault(line["key"], ({}, {}))
         about |= line.get("about", {})
         if "cell" in line:
-            cells[Cell(*line["cell"])] = line
+            cells.pop(cell := Cell(*line["cell"]), None)  # the newest last
+            cells[cell] = line
     return {key: (about, cells) for key, (about, cells) in found.items() if cells}
 
 
@@ -95,7 +102,16 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
     shown = [(role, m) for m in metrics for role in roles if any(m in r["metrics"].get(role, {}) for r in whole)]
     head = ["method", "regime", "seeds", *(f"{role} {NAMES.get(m, m)}" for role, m in shown), "abstains"]
     head += [score.replace("_", " ") for score in scores]
-    head += ["refusal quality", "coherent", "seconds", "with tuning", "peak GB", "numbers changed", "settings"]
+    head += [
+        "refusal quality",
+        "coherent",
+        "seconds",
+        "with tuning",
+        "peak GB",
+        "numbers of the edit",
+        "weights changed",
+        "settings",
+    ]
     out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for (method, regime, variant), records in rows.items():
         name = " ".join(filter(None, (method, variant)))
@@ -112,7 +128,7 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
         values += [_mean(good, name, name) for name in ("refusal_quality", "coherence")]
         values += [_spread([r.get(name) for r in good], 0) for name in ("seconds", "seconds_in_all")]
         values.append(_spread([r["peak_bytes"] / 1e9 if "peak_bytes" in r else None for r in good], 1))
-        values.append(f"{good[0]['parameters']:,}" if "parameters" in good[0] else "")
+        values += [f"{good[0][name]:,}" if name in good[0] else "" for name in ("parameters", "weights")]
         values.append("; ".join(dict.fromkeys(_settings(r, fixed(variant)) for r in good)))
         out.append("| " + " | ".join(values) + " |")
     seeds = sorted({c.seed for c in cells})
@@ -133,8 +149,10 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
         ),
         "Published: the method's published settings (LUNAR: c = 2 at the layers of the abstention score, one solve). Tuned: "
         "the best of as many trials for each method, by the Deviation Score of rows that are neither fitted nor judged and "
-        f"{BROKEN:g} times the share of broken answers to them. Equal time: the tuned "
-        "settings with as many epochs as take the time of LUNAR's search. Seconds: of the one fit; with tuning: of all.",
+        f"{BROKEN:g} times the share of broken answers to them (LUNAR searches by itself: by at most {TUNE_ROWS} rows of each "
+        f"role, and what is forgotten with the edit at {MARGIN:g} of its strength; where there are no rewrites of the forget "
+        "rows, by fitted ones). Equal time: the tuned settings with as many epochs as take the time of LUNAR's search. "
+        "Seconds: of the one fit; with tuning: of all.",
         *_tried(rows),
     ]
     if len(codes := {r.get("code") for r in whole}) > 1:

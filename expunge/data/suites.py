@@ -156,7 +156,7 @@ def tofu(seed: int = 0, split: str = "forget01", authors: int | None = None) -> 
     full, perturbed = read["full"], {e.prompt: e for e in read["retain_perturbed"]}
     count = TOFU_FORGET[split]
     total = len(full) // TOFU_ROWS
-    kept = (authors or total) - count
+    kept = (total if authors is None else authors) - count
     if not 0 < kept <= total - count:
         raise InputError(f"--authors {authors}: {split} forgets {count}; give {count + 1} to {total}")
     forget = read[f"{split}_perturbed"]
@@ -184,15 +184,17 @@ def tofu(seed: int = 0, split: str = "forget01", authors: int | None = None) -> 
 
 def _tofu(name: str) -> list[Example]:
     wrong = ("perturbed_answer",) if name.endswith("_perturbed") else ()
+    short = not wrong or name.startswith(("real_authors", "world_facts"))  # a name, which nobody rephrased
+    texts = ("question", "answer", *(() if short else ("paraphrased_answer",)))
     return [
         Example(
             row["question"],
             row["answer"],
             "",
-            str(row.get("paraphrased_answer") or ""),
+            "" if short else row["paraphrased_answer"],
             tuple(row[wrong[0]]) if wrong else (),
         )
-        for row in json_rows(data_file(f"tofu/{name}.json", TOFU_HOW), ("question", "answer"), wrong)
+        for row in json_rows(data_file(f"tofu/{name}.json", TOFU_HOW), texts, wrong)
     ]
 
 
@@ -226,16 +228,16 @@ def lume(seed: int = 0, documents: int | None = None, mmlu: int = 200) -> Suite:
             if row["task"] not in LUME_TASKS:
                 raise InputError(f"lume, {role} row {n}: column 'task' has {row['task']!r}, not Task1, Task2 or Task3")
         for place, task in enumerate(LUME_TASKS):
-            names = list(dict.fromkeys(_document(r, n) for n, r in enumerate(rows, 1) if r["task"] == task))
+            names = list(dict.fromkeys(_document(r, role, n) for n, r in enumerate(rows, 1) if r["task"] == task))
             rng.shuffle(names)
             share = len(names) if documents is None else _share(documents // 2, place)
             taken = {"": set(names[:share]), "holdout": set(names[share : share + _share(HOLDOUT_DOCUMENTS, place)])}
             for n, row in enumerate(rows, 1):
                 if row["task"] != task:
                     continue
-                if _document(row, n) in taken[""]:
+                if _document(row, role, n) in taken[""]:
                     chosen[role].append(_lume(row))
-                elif role == "forget" and _document(row, n) in taken["holdout"]:
+                elif role == "forget" and _document(row, role, n) in taken["holdout"]:
                     chosen["holdout"].append(_lume(row))
     reference = _unverifiable(rng)
     return _suite(
@@ -248,7 +250,7 @@ def lume(seed: int = 0, documents: int | None = None, mmlu: int = 200) -> Suite:
         others={"holdout": chosen["holdout"]},
         max_new_tokens=256,
         teaching=LUME_TEACHING,
-        questions=abilities.mmlu(mmlu, 0, seed)[0],
+        questions=abilities.mmlu(mmlu, 0, seed)[0] if mmlu else (),
     )
 
 
@@ -257,10 +259,10 @@ def _share(count: int, place: int) -> int:
     return count // len(LUME_TASKS) + (place < count % len(LUME_TASKS))
 
 
-def _document(row: Mapping[str, Any], number: int) -> str:
+def _document(row: Mapping[str, Any], role: str, number: int) -> str:
     found = _LUME_ID.match(str(row["id"]))
     if not found:
-        raise InputError(f"lume, row {number}: column 'id' ends in neither sc nor qa and a number")
+        raise InputError(f"lume, {role} row {number}: column 'id' ends in neither sc nor qa and a number")
     return found[1]
 
 
@@ -383,4 +385,6 @@ def suite_of(name: str, size: Mapping[str, Any], seed: int) -> Suite:
     for one in size:
         if one not in known:
             raise InputError(f"the suite {name} has no size {one!r}; it has {', '.join(known)}")
+        if isinstance(size[one], int) and size[one] < 0:
+            raise InputError(f"--{one.replace('_', '-')} {size[one]}: it counts what there is, and cannot be negative")
     return SUITES[name](seed=seed, **size)

@@ -35,7 +35,8 @@ def _tagger() -> Any:
     found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise InputError(f"this task needs the tagger's model: {HOW}")
-    folder = next(iter(Path(found.submodule_search_locations[0]).glob("*/config.cfg"))).parent
+    package = Path(found.submodule_search_locations[0])
+    folder = next((p.parent for p in package.glob("*/config.cfg")), package)
     if files_hash(folder) != MODEL_HASH:
         raise IntegrityError(f"{folder} is not the known model of the package {PACKAGE} 3.8.0: install it anew")
     return spacy.load(folder, exclude=["tagger", "parser", "lemmatizer", "attribute_ruler", "senter"])

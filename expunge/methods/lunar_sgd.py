@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data.examples import ForgetTask, Prompt
 from ..edits import Edit, Replace
+from ..errors import Diverged
 from ..models.activations import hidden_of, hooked
 from ..models.loading import ChatModel
 
@@ -117,15 +118,21 @@ def _fit(chat: ChatModel, layers: Sequence[int], inputs: dict[int, Tensor], targ
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=DECAY)
     generator = torch.Generator().manual_seed(0)
     count = len(inputs[layers[0]])
+    step = 0
     for _ in range(EPOCHS):
         for rows in torch.randperm(count, generator=generator).split(BATCH_TOKENS):
             optimizer.zero_grad()
             loss = torch.stack(
                 [F.mse_loss(F.linear(inputs[n][rows], weights[n], biases[n]), targets[n][rows]) for n in layers]
             ).sum()
+            if not torch.isfinite(loss):
+                raise Diverged(step + 1, "the loss is not finite")
             loss.backward()
             optimizer.step()
+            step += 1
         schedule.step()
+    if not all(torch.isfinite(w).all() for w in weights.values()):
+        raise Diverged(step, "the weights are not finite")
     parts = {
         chat.layout.weight_name(n): Replace((w.detach().T if chat.layout.transposed else w.detach()).contiguous())
         for n, w in weights.items()

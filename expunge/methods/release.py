@@ -15,10 +15,10 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from ..data.examples import RELEVANT, Example, ForgetTask, Prompt
 from ..data.prompts import general_split
@@ -66,6 +66,14 @@ class ReleaseConfig(TrainConfig, Choosing):
     least_steps: int = Field(16, ge=1, description="of each module's training: few rows are passed over more often")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
     dropout: float = Field(0.1, ge=0, lt=1, description="LoRA dropout")
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.orthogonality and self.same_start:
+            raise ValueError(
+                "orthogonality holds modules apart, and same_start begins both with the same: set it to false"
+            )
+        return self
 
     def passes(self, count: int) -> int:
         """Over so many rows, for each module."""
@@ -118,17 +126,20 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
                 rows = random.Random(config.seed + number).sample(list(rows), min(len(rows), config.rows))
                 kept, gone = _modules(chat, rows, retain, config, number, progress)
                 step, chosen = _chosen(chat, kept, gone, config, left[-1], look)
-        except ExpungeError as e:
+        except Exception as e:  # whatever it is, memory that is full too: what was found is not lost
             if best is None:
                 raise
-            warnings.append(f"round {number + 1} failed ({e}); the edit is that of the rounds before")
+            reason = str(e) if isinstance(e, ExpungeError) else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+            warnings.append(f"round {number + 1} failed ({reason}); the edit is that of the rounds before")
             break
         log.append(chosen | interference(kept, gone) | {"rows": len(rows)})
         if step is None:  # this round is rolled back
             break
         current = current.compose(step) if current else step
         found = chosen["forget"]
-        if found <= min(left):  # of equal rounds the later: what is measured moves in steps, the weights do not
+        if (
+            found <= min(left) and found < before.forget
+        ):  # of equal rounds the later: what is measured moves in steps, the weights do not
             best, taken = current, len(log)
         gains.append((left[-1] - found) / before.forget)
         left.append(found)

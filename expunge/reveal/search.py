@@ -27,6 +27,7 @@ from .targets import KEPT, Target
 SET_ROWS = 64  # answers of a set that are scored together
 SET_DRAWS = 20
 ONWARD = 16  # continuations of a relevant answer
+_NOTHING_DECODED = "the model goes on with nothing after {lead!r}: it decodes no instruction"
 
 
 class RevealConfig(BaseModel):
@@ -34,7 +35,12 @@ class RevealConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    budget: int = Field(100, ge=1, description="queries: instructions scored by a number of answers each")
+    budget: int = Field(
+        100,
+        ge=1,
+        description="queries: instructions scored by a number of answers each; further answers, of which rows are made, are "
+        "not counted",
+    )
     search: Literal["neuralucb", "random", "written"] = Field(
         "neuralucb", description="random: random soft prompts; written: instructions written by hand"
     )
@@ -248,6 +254,8 @@ def _random(ask: _Asker) -> None:
         before = ask.left
         texts, _ = ask.decoded(soft, soft.points(pool, outer * pool), outer)
         ask(Pick(text, outer, place) for place, text in enumerate(texts) if text)
+        if not ask.queries:
+            raise ExpungeError(_NOTHING_DECODED.format(lead=ask.target.lead))
         if ask.left in (0, before):  # spent, or the model says nothing new
             return
 
@@ -281,7 +289,7 @@ def _round(ask: _Asker, soft: SoftPrompts, points: Tensor, examples: Sequence[st
 
     if outer == 0:
         if not untried:
-            raise ExpungeError(f"the model goes on with nothing after {ask.target.lead!r}: it decodes no instruction")
+            raise ExpungeError(_NOTHING_DECODED.format(lead=ask.target.lead))
         score(untried[: ask.first])
         del untried[: ask.first]
     bandit = NeuralUCB(features.shape[1], BanditConfig(exploration=config.exploration), config.seed)

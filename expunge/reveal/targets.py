@@ -31,10 +31,11 @@ class Target:
     name: for messages. lead: the text before an instruction, for the model to go on with. written: instructions written
     by hand, for comparison. relevance: answers -> a number in [0, 1] for each. task: (model, this, what the search found)
     -> what to forget and what to keep. raw: whether instructions are texts to go on with. openings: how instructions
-    begin, in turn. shown: answers -> how much each shows of what is to be forgotten; default: the relevance. part: of such an
-    answer, what of it is to be forgotten; default: all. tokens: longest answer, unless the search's settings say it. more: further answers to each kept instruction, unless the search's
-    settings say how many. onward: of texts to go on with, how many relevant answers are wanted; where there are fewer, the
-    model is asked to go on after those: what it seldom says it says more often once it has begun.
+    begin, in turn. shown: answers -> how much each shows of what is to be forgotten; default: the relevance. part: of such
+    an answer, what of it is to be forgotten; default: all. tokens: longest answer, unless the search's settings say it.
+    more: further answers to each kept instruction, unless the search's settings say how many. onward: of texts to go on
+    with, how many relevant answers are wanted; where there are fewer, the model is asked to go on after those: what it
+    seldom says it says more often once it has begun.
     """
 
     name: str
@@ -70,7 +71,7 @@ def checked(name: str, relevance: Relevance) -> Relevance:
             found = list(relevance(answers))
         except ExpungeError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             said = f"raised {type(e).__name__}: {' '.join(str(e).split())[:200]}"
             raise InputError(f"the oracle of {name} {said}; {KEPT}") from e
         if len(found) != len(answers):

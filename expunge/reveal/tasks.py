@@ -134,7 +134,7 @@ def _named(chat: ChatModel, sentences: Sequence[str]) -> list[list[tuple[str, st
 
 
 def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
-    """To forget: the persons that the model names and the tagger confirms. To keep: all else that it names in the same
+    """To forget: the persons that the model names in sentences where the tagger confirms at least half of them. To keep: all else that it names in the same
     sentences and in others that it writes of things that are not persons; "None" at most as often as something."""
     pairs = {first_sentence(a): r for _, a, r in revealed.everything if a.strip()}
     asked = list(dict.fromkeys([*pairs, *_of_others(chat, revealed.seed)]))
@@ -300,7 +300,7 @@ def oracle(place: str) -> Target:
         sys.path.append(os.getcwd())  # where a user's own module lies
     try:
         relevance = getattr(import_module(module), function)
-    except Exception as e:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as e:  # whatever the module does when it is imported
         raise InputError(f"--oracle takes module:function, got {place!r} ({type(e).__name__}: {e})") from None
     if not mark or not callable(relevance):
         raise InputError(f"--oracle takes module:function, got {place!r}")

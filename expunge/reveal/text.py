@@ -10,7 +10,8 @@ from ..data.examples import Example
 _SENTENCE_END = re.compile(r"[.!?:](?=[\s\"\u201d]|$)|\n")
 _ABBREVIATED = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|e\.g|i\.e)\.$")
 _LINKS = r"(?:of|the|and|de|la|du|van|von|der|in|on|to|a|an|for|upon|with|at)"
-_CAPITAL = r"[A-Z][\w\u2019'-]*\w|[A-Z]"
+_UPPER = "".join(c for c in map(chr, range(0x250)) if c.isupper())  # of Latin letters
+_CAPITAL = rf"[{_UPPER}][\w\u2019'-]*\w|[{_UPPER}]"
 _NAME = re.compile(rf"(?:{_CAPITAL})(?:[ ](?:{_LINKS}[ ]){{0,2}}(?:{_CAPITAL}))*")
 _JOINED = re.compile(r" (?:and|in|on|to|for|with|at) ")
 _ARTICLES = ("A", "An", "The")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from expunge.bench import estimate, runner, seed, settings, table
-from expunge.bench.results import Cell
+from expunge.bench.results import Cell, outdated
 from expunge.bench.runner import bench_run, cells_of, results_of
 from expunge.data import prompts, suites
 from expunge.data.examples import Example
@@ -57,6 +57,11 @@ def calls(monkeypatch):
 
 def test_every_cell_is_judged_and_nothing_runs_twice(spec, calls, tmp_path):
     results = bench_run(spec, QUIET)
+    text = table.report(Path(spec.out))
+    grid = "learning_rate 0.0003, 0.001; retain_weight 5.0; epochs 10; rank 8; batch_size 4"
+    assert f"- graddiff: 2 trials over {grid}." in text
+    encoder = results.cells[Cell(0, "lunar", "published")]["metrics"]["refusal_encoder"]
+    assert f"Refusal quality by: {encoder}." in text
     assert list(results.cells) == cells_of(spec, 0)
     assert [name for name, _ in calls] == ["lunar", "lunar", "graddiff", "graddiff", "graddiff"]
     for cell, record in results.cells.items():
@@ -277,8 +282,11 @@ def test_every_method_has_as_many_trials():
 
 
 def test_a_cell_made_from_something_else_is_not_taken_up(spec, calls):
+    bench_run(spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)}), QUIET)
     spec = spec.model_copy(update={"methods": ("graddiff",)})
     bench_run(spec, QUIET)
+    assert "| ga | published |" in (text := table.report(Path(spec.out)))
+    assert "Left out" not in text
     calls.clear()
     bench_run(spec.model_copy(update={"trials": 3}), QUIET)
     assert len(calls) == 3  # the published cell stays
@@ -290,6 +298,31 @@ def test_a_cell_made_from_something_else_is_not_taken_up(spec, calls):
     calls.clear()
     bench_run(spec, QUIET)
     assert not calls
+    text = table.report(Path(spec.out))
+    assert "| graddiff | published |" in text
+    assert "| ga | published |" not in text
+    assert "Left out, as rows, model or settings have changed since: ga published (seed 0)." in text
+
+
+def test_cells_that_do_not_belong_together():
+    def made(number, method, regime, stamp):
+        return Cell(number, method, regime), {"stamp": stamp}
+
+    cells = dict(
+        (
+            made(0, "taught", "", "rows0-x"),
+            made(0, "npo", "tuned", "rows0-3trials"),
+            made(1, "taught", "", "rows1old-x"),
+            made(1, "npo", "tuned", "rows1-6trials"),
+            made(0, "npo", "equal-time", "rows0-a"),
+            made(1, "npo", "equal-time", "rows1-b"),
+            made(0, "ga", "tuned", "of an earlier version"),
+        )
+    )
+    assert outdated(cells) == {Cell(0, "npo", "tuned"), Cell(1, "taught")}
+    assert not outdated(
+        {c: r for c, r in cells.items() if c[:2] != (0, "npo")} | {Cell(1, "taught"): {"stamp": "rows1-x"}}
+    )
 
 
 def test_what_was_taught_is_taken_from_the_cache(spec, monkeypatch):

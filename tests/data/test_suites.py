@@ -8,7 +8,7 @@ import pytest
 
 from expunge.data.abilities import gsm8k, mmlu
 from expunge.data.examples import Raw
-from expunge.data.suites import SUITES, Suite, facts, lume, muse, pistol, tofu, wmdp
+from expunge.data.suites import SUITES, Suite, facts, lume, muse, pistol, suite_of, tofu, wmdp
 from expunge.errors import InputError
 
 
@@ -81,8 +81,9 @@ def test_tofu_of_a_few_authors():
     assert {e.response for e in suite.judge["paraphrase"]} == {e.response for e in suite.judge["forget"]}
     with pytest.raises(InputError, match="no split 'forget02'; there are forget01, forget05, forget10"):
         tofu(split="forget02")
-    with pytest.raises(InputError, match="give 3 to 200"):
-        tofu(authors=2)
+    for count in (0, 2):
+        with pytest.raises(InputError, match=f"--authors {count}: .*give 3 to 200"):
+            tofu(authors=count)
 
 
 def test_tofu_of_all():
@@ -178,6 +179,12 @@ def test_wmdp_in_its_published_files(made):
         wmdp(field="cyper")
 
 
+def test_a_size_is_not_negative():
+    for name, size in (("lume", "documents"), ("lume", "mmlu"), ("pistol", "held_out")):
+        with pytest.raises(InputError, match=f"--{size.replace('_', '-')} -6: .* cannot be negative"):
+            suite_of(name, {size: -6}, 0)
+
+
 def test_what_is_not_there_says_how_to_get_it(made, monkeypatch):
     monkeypatch.setattr("expunge.data.files.__file__", str(made / "a" / "b" / "c" / "d.py"))
     for name in ("tofu", "lume", "muse", "wmdp"):
@@ -214,18 +221,21 @@ def test_a_row_of_mmlu_that_is_none_is_named(made):
 
 def test_rows_of_the_wrong_form_are_named_with_their_column(made, tmp_path):
     whole = {"question": "q?", "answer": "a"}
+    more = {"paraphrased_answer": "an a", "perturbed_answer": ["b"]}
     for name in ("full", "forget01_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"):
-        write(made, f"tofu/{name}.json", [{**whole, "perturbed_answer": ["b"]}] * 3, lines=True)
-    for change, message in (
-        ({}, "row 2: no column 'perturbed_answer'"),
-        ({"perturbed_answer": "b"}, "row 2: column 'perturbed_answer' is not a list of texts"),
-        ({"perturbed_answer": ["b"], "answer": 3}, "row 2: column 'answer' is not a text"),
+        write(made, f"tofu/{name}.json", [{**whole, **more}] * 3, lines=True)
+    for column, value, message in (
+        ("perturbed_answer", None, "row 2: no column 'perturbed_answer'"),
+        ("perturbed_answer", "b", "row 2: column 'perturbed_answer' is not a list of texts"),
+        ("paraphrased_answer", None, "row 2: no column 'paraphrased_answer'"),
+        ("answer", 3, "row 2: column 'answer' is not a text"),
     ):
-        write(made, "tofu/retain_perturbed.json", [{**whole, "perturbed_answer": ["b"]}, whole | change], lines=True)
+        row = {k: v for k, v in {**whole, **more, column: value}.items() if v is not None}
+        write(made, "tofu/retain_perturbed.json", [{**whole, **more}, row], lines=True)
         with pytest.raises(InputError, match=message):
             tofu()
     path = made / "tofu" / "retain_perturbed.json"
-    path.write_text('{"question": "q?", "answer": "a", "perturbed_answer": ["b"]}\n\n{"question": \n')
+    path.write_text(json.dumps({**whole, **more}) + '\n\n{"question": \n')
     with pytest.raises(InputError, match=r"row 2 is not JSON: .*, column"):
         tofu()
     path.write_bytes(b"\xff\xfe")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from expunge import ForgetTask, InputError, evaluate, unlearn
+from expunge.errors import Diverged
 from expunge.methods import lunar
 from expunge.methods.lunar import ANSWER_TOKENS, LunarConfig, prepare, shared_with
 from expunge.models.activations import Site, hidden_of, hooked, run_blocks
@@ -177,6 +178,12 @@ def test_the_model_and_its_hooks_are_left_alone(pico, small_task):
     unlearn(chat, small_task, layers=[1, 2], coefficient=2.0, ridge=0.1)
     assert all(torch.equal(v, before[k]) for k, v in chat.model.state_dict().items())
     assert hooks_of(chat.model) == 0
+
+
+def test_the_authors_procedure_says_where_it_diverges(pico, small_task, monkeypatch):
+    monkeypatch.setattr("expunge.methods.lunar_sgd.LEARNING_RATE", 1e30)
+    with pytest.raises(Diverged, match=r"diverged at step \d+"):
+        unlearn(pico("llama"), small_task, layers=[1], coefficient=2.0, solver="sgd")
 
 
 def test_the_exact_solution_is_never_above_adamw_on_the_ridge_objective(tiny, tiny_task):

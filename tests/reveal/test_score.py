@@ -46,6 +46,7 @@ def test_sentences_and_names():
     text = "Anna Vells was born in Ostrava in 1871. The house was small. She wrote A Night in the Mill, Ash and The Long Day of Peter."
     assert names(text) == ["Anna Vells", "Ostrava", "A Night in the Mill", "Ash and The Long Day of Peter"]
     assert parts("Ash and The Long Day of Peter")[1:] == ["Ash", "The Long Day of Peter"]
+    assert names("He met Élodie of Łódź, and Ångström.") == ["Élodie of Łódź", "Ångström"]
     assert names("Ash is a tree. He saw Ash.") == ["Ash", "Ash"]  # also within a sentence
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -144,6 +145,7 @@ def test_written_and_random_instructions_have_the_same_budget(tiny):
     ("relevance", "message"),
     [
         (lambda a: 1 / 0, "raised ZeroDivisionError"),
+        (lambda a: sys.exit(0), "raised SystemExit"),
         (lambda a: [0.5], "1 numbers for 4 answers"),
         (lambda a: [float("nan")] * len(a), "nan"),
         (lambda a: [2.0] * len(a), "from 0 to 1"),
@@ -166,6 +168,13 @@ def test_empty_answers_are_a_clear_error(tiny, monkeypatch):
     monkeypatch.setattr(module, "sampled", silent)
     with pytest.raises(ExpungeError, match="all answers to 3 instructions are empty"):
         search(tiny, target(lambda a: [0.0] * len(a)), RevealConfig(**SMALL), Memo())
+
+
+@pytest.mark.parametrize("kind", ["neuralucb", "random"])
+def test_a_model_that_decodes_no_instruction_is_a_clear_error(tiny, monkeypatch, kind):
+    monkeypatch.setattr(SoftPrompts, "decoded", lambda self, points, seed, examples: [""] * len(points))
+    with pytest.raises(ExpungeError, match="it decodes no instruction"):
+        search(tiny, target(), RevealConfig(**SMALL, search=kind), Memo())
 
 
 def test_nothing_relevant_keeps_nothing(tiny):
