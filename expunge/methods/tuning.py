@@ -112,15 +112,16 @@ SMALLEST_COEFFICIENT = 0.5
 RIDGES = (0.01, 0.003)
 TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.1, 0.3, 0.03)
+# Along what teaching wrote, of a task that tells what answers show: at less nothing is shown of the rows that tune, and
+# yet something of what is asked in other words; at more what is kept is less.
+SHOWN = {"coefficient": 1.3, "ridge": 0.1}
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
-# Likewise where the task tells what answers show: nothing is shown long before that holds in other words.
-SHOWN_TIE = 2.0
 # Points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention.
 BROKEN = 10.0
 MARGIN = 0.85  # of an edit has to be enough to forget rewrites: the forget rows' own words are often known better
 TUNE_ROWS = 24  # of each role that judge a trial
-KEPT_ROWS = 96  # to keep, where the task tells what answers show: often nothing, and what is kept alone decides
+FEW_BROKEN = 0.1  # of the answers, up to which `SHOWN` does
 TUNE_TOKENS = 24
 FIT_REWRITES = 2
 RETAIN_REWRITES = 250
@@ -135,15 +136,16 @@ def tune(
     """The edit at the layers, coefficient and ridge that do best on rows that judge nothing.
 
     One setting after the other is tried, the others at the best so far; the first values are where it starts. Of
-    coefficients that do as well (within `TIE`, or `SHOWN_TIE`) the largest is taken; where the first leaves more than
-    half of the answers broken, only smaller ones are tried. A trial's loss is the Deviation Score on other rewrites
-    of the forget rows, with the edit at `MARGIN` of its strength, and on rows to keep that are not fitted (the
+    coefficients that do as well (within `TIE`) the largest is taken; where the first leaves more than half of the
+    answers broken, only smaller ones are tried. A trial's loss is the Deviation Score on other rewrites of the forget
+    rows, with the edit at `MARGIN` of its strength, and on rows to keep that are not fitted (the
     validation rows, else a fifth of the retain rows), whose ROUGE-1 counts relative to that of the model as it is;
     and `BROKEN` times the share of broken answers to the rewrites, at full strength. Where the task tells what
     answers show, that takes the place of the forget rows' ROUGE-1, relative to the model as it is: the true answers
-    of revealed rows are long, and any sentence has some of their words. The forget set is widened by built-in
-    rewrites, and so are the retain rows, or the rewrites' own words would tell the two apart. The best trial's edit
-    is the result, as it was judged: fitted again with the rows left out, it can be much
+    of revealed rows are long, and any sentence has some of their words. Of such a task, along a taught direction,
+    nothing is searched where `SHOWN`, fitted with all retain rows, leaves nothing: the rows that tune cannot tell more.
+    The forget set is widened by built-in rewrites, and so are the retain rows, or the rewrites' own words would tell the
+    two apart. The best trial's edit is the result, as it was judged: fitted again with the rows left out, it can be much
     weaker. A task without retain rows is that of `with_retain`.
     """
     from .lunar import prepare, solve, tokenised
@@ -151,19 +153,31 @@ def tune(
     axes = _axes(chat, task, config)
     task = with_retain(chat, task)
     best = {name: values[0] for name, values in axes.items()}
+
+    def whole(found: dict[str, Any]) -> Edit:
+        """Fitted with all retain rows."""
+        rows = with_rewrites(task, task.retain, task.validation, config.neighbours)
+        target = prepare(chat, rows, found["layers"], config)
+        return solve(chat, target, config.model_copy(update=found))
+
     if config.trials == 1 or all(len(values) == 1 for values in axes.values()):
-        target = prepare(
-            chat, with_rewrites(task, task.retain, task.validation, config.neighbours), best["layers"], config
-        )
-        return solve(chat, target, config.model_copy(update=best))
+        return whole(best)
+    asked = rewrites(task.forget, "tune") or list(task.forget)  # texts to go on with have no rewrites
+    asked = random.Random(0).sample(asked, min(len(asked), TUNE_ROWS))
+    most = (spoken(chat, asked, task.relevance)[0] or 1.0) if task.relevance else 1.0
+    if task.relevance and config.direction != "own":
+        first = best | {name: value for name, value in SHOWN.items() if getattr(config, name) == "auto"}
+        edit = whole(first)
+        with edit.times(MARGIN).applied(chat):
+            shown = spoken(chat, asked, task.relevance)[0]
+        with edit.applied(chat):
+            broken = spoken(chat, asked)[1]
+        if not shown and broken <= FEW_BROKEN:
+            return edit
     held = list(task.validation) or held_out(task.retain)
     fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held, config.neighbours)
-    asked = rewrites(task.forget, "tune") or list(task.forget)  # texts to go on with have no rewrites
-    count = KEPT_ROWS if task.relevance else TUNE_ROWS
-    judge = (random.Random(0).sample(asked, min(len(asked), TUNE_ROWS)), held[:count])
+    judge = asked, held[:TUNE_ROWS]
     before = rouge(chat, judge[1])
-    most = (spoken(chat, judge[0], task.relevance)[0] or 1.0) if task.relevance else 1.0
-    tie = SHOWN_TIE if task.relevance else TIE
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
     ids = tokenised(chat, fit, config)
@@ -209,7 +223,7 @@ def tune(
             value *= step
             if not SMALLEST_COEFFICIENT <= value <= LARGEST_COEFFICIENT:
                 break
-            attempt("coefficient", value, tie if step < 1 else 0.0)
+            attempt("coefficient", value, TIE if step < 1 else 0.0)
 
     for name, values in axes.items():
         if name != "coefficient":
@@ -219,7 +233,7 @@ def tune(
         first, overshot = best[name], min(trials, key=lambda t: t["loss"])["broken"] > 0.5
         for value in values[1:]:
             if value < first or not overshot:
-                attempt(name, value, -tie if value > best[name] else tie)
+                attempt(name, value, -TIE if value > best[name] else TIE)
         if len(values) > 1 and best[name] == min(values):
             further(1 / STEP)
         elif len(values) > 1 and best[name] == max(values):

@@ -113,24 +113,40 @@ def test_what_answers_show_counts_where_the_task_tells(pico, small_task, monkeyp
     assert [t["forget"] for t in edit.meta["trials"]] == pytest.approx(scored)
 
 
-@pytest.mark.parametrize(("shows", "best"), [(True, 2.0), (False, 1.0)])
-def test_of_two_about_as_good_the_larger_where_the_task_tells(pico, small_task, monkeypatch, shows, best):
-    monkeypatch.setattr(tuning, "COEFFICIENTS", (1.0, 2.0))
-    monkeypatch.setattr(tuning, "LARGEST_COEFFICIENT", 2.0)
-    monkeypatch.setattr(tuning, "SMALLEST_COEFFICIENT", 1.0)
+@pytest.mark.parametrize(
+    ("settings", "left", "found"),
+    [
+        ({}, 0.0, (tuning.SHOWN["coefficient"], tuning.SHOWN["ridge"])),
+        ({"coefficient": 0.7}, 0.0, (0.7, tuning.SHOWN["ridge"])),
+        ({}, 0.5, None),  # something is left, and the search begins
+        ({"direction": "own"}, 0.0, None),
+    ],
+)
+def test_nothing_is_searched_along_a_taught_direction_where_nothing_is_left(
+    pico, small_task, monkeypatch, settings, left, found
+):
+    chat = pico("llama")
+    taught = unlearn(chat, small_task, layers=[1], coefficient=1.0, ridge=0.1)
     task = small_task.but(retain=prompts.general_split()[0][5:15])
-    if shows:
-        object.__setattr__(task, "relevance", lambda answers: [0.5] * len(answers))
-    losses = iter([1.0, 2.9])
-    rows = prompts.general_split()[0]
-    object.__setattr__(task, "validation", rows[20:140])
-    judged = set()
-    monkeypatch.setattr(tuning, "rouge", lambda chat, rows: judged.add(len(rows)) or 0.5)
-    monkeypatch.setattr(tuning, "deviation_score", lambda *_: next(losses))
+    shown = itertools.chain([1.0], itertools.repeat(left))  # before, and then
+    object.__setattr__(task, "relevance", lambda answers: [next(shown)] * len(answers))
     monkeypatch.setattr(tuning, "coherence", lambda answers: [1.0] * len(answers))
-    edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
-    assert edit.meta["coefficient"] == [best]
-    assert (tuning.KEPT_ROWS if shows else tuning.TUNE_ROWS) in judged  # and more rows to keep judge
+    edit = unlearn(chat, task, **{"direction": taught, "neighbours": 0} | settings)
+    assert ("trials" not in edit.meta) == (found is not None)
+    if found:
+        assert (edit.meta["coefficient"], edit.meta["ridge"]) == ([found[0]], found[1])
+        given = dict(coefficient=found[0], ridge=found[1], direction=taught, neighbours=0)
+        name = chat.layout.weight_name(1)
+        torch.testing.assert_close(edit.dense(name), unlearn(chat, task, **given).dense(name))  # all rows are fitted
+
+
+def test_broken_answers_begin_the_search(pico, small_task, monkeypatch):
+    chat = pico("llama")
+    taught = unlearn(chat, small_task, layers=[1], coefficient=1.0, ridge=0.1)
+    task = small_task.but(retain=prompts.general_split()[0][5:15])
+    object.__setattr__(task, "relevance", lambda answers: [0.0] * len(answers))
+    monkeypatch.setattr(tuning, "coherence", lambda answers: [0.0] * len(answers))
+    assert unlearn(chat, task, direction=taught, neighbours=0).meta["trials"]
 
 
 def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, monkeypatch):
