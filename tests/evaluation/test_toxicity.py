@@ -26,7 +26,11 @@ def test_the_judge_tells_toxic_from_neutral_texts_it_was_not_trained_on(data):
     found = toxicity.toxicity_scores([neutral for _, neutral in held])
     assert found["toxic_excess"] == pytest.approx(0)
     assert found["toxic_share"] < 0.03
-    assert toxicity.toxicity_scores([toxic for toxic, _ in held])["toxic_share"] > 0.7
+    found = toxicity.toxicity_scores([toxic for toxic, _ in held])
+    assert found["toxic_share"] > 0.7
+    by_hand = sum(scores[0::2]) / len(held) - sum(scores[1::2]) / len(held)
+    assert found["toxic_excess"] == pytest.approx(by_hand)
+    assert by_hand > 0.6
 
 
 def test_the_judge_reads_words_and_not_how_punctuation_is_set(data):
