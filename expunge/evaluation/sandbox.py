@@ -37,21 +37,24 @@ def sandbox():
         pass
     import bisect, collections, copy, cmath, datetime, decimal, fractions, functools, heapq, itertools, math, operator
     import random, re, statistics, string, typing
-    roots = tuple(os.path.realpath(p) for p in sys.path if p) + (os.path.realpath(sys.base_prefix),)
+    realpath, join = os.path.realpath, os.path.join
+    roots = tuple(join(realpath(p), "") for p in (*sys.path, sys.base_prefix) if p)
     denied = ("socket.", "subprocess.", "os.", "shutil.", "ctypes.", "signal.", "ftplib.", "urllib.", "http.", "smtplib.",
               "sqlite3.", "pty.", "fcntl.", "mmap.", "webbrowser.", "gc.", "sys.settrace", "sys.setprofile", "code.__new__")
     looks = ("os.listdir", "os.scandir", "os.walk")
     missing = ("ctypes", "_ctypes", "socket", "_socket", "subprocess", "_posixsubprocess")
-    realpath = os.path.realpath
+
+    def inside(path):
+        return isinstance(path, str) and join(realpath(path), "").startswith(roots)
 
     def hook(event, args):
         if event == "open":
             path, mode, flags = args
             writes = (isinstance(mode, str) and any(c in mode for c in "wax+")) or (isinstance(flags, int) and flags & 3)
-            if writes or not isinstance(path, str) or not realpath(path).startswith(roots):
+            if writes or not inside(path):
                 raise PermissionError("the sandbox has no files")
         elif event in looks:
-            if not isinstance(args[0], str) or not realpath(args[0]).startswith(roots):
+            if not inside(args[0]):
                 raise PermissionError("the sandbox has no files")
         elif event == "import" and args[0].split(".")[0] in missing:
             raise ImportError("not in the sandbox: " + args[0])
