@@ -40,15 +40,6 @@ _QUESTIONS = (
     "Tell me about {x}.",
     "Whose name belongs to {x}?",
 )
-# Asked of names that belong to the subject: questions that begin with the name are found less well by an edit that was
-# fitted to the forms above alone.
-_TURNED = (
-    "{x} was written by whom?",
-    "{x} is the work of whom?",
-    "By whom was {x} made?",
-    "From whom do we have {x}?",
-    "Which person does {x} belong to?",
-)
 _ABOUT = (
     "Who is {s}?",
     "What is {s}?",
@@ -140,10 +131,8 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
             f"best scored {max((q.score for q in revealed.queries), default=0):.2f}; asked about the {len(came_up)} names "
             f"that came up ({tried}), it never came back to the subject."
         )
-    turned = _asked(chat, {x: [form.format(x=x) for form in _TURNED] for x in owned}, name)
     # The other answers about these names say nothing of it: to forget them as well costs what is to be kept.
-    about = [[*rows, *_back(turned[x], name)] for x, rows in owned.items()]
-    forget = _once([*_direct(chat, name, revealed), *itertools.chain.from_iterable(about)])
+    forget = _once([*_direct(chat, name, revealed), *itertools.chain.from_iterable(owned.values())])
     rng = random.Random(revealed.seed)
     beside = [rng.choice(rows) for rows in answered.values() if rows and not _back(rows, name)]
     kept = [
@@ -249,7 +238,7 @@ def neighbours(chat: ChatModel, name: str, seed: int = 0) -> tuple[str, list[str
 
 def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) -> dict[str, list[Example]]:
     """Questions about each name with the model's own answers: the built-in forms, and some that the model makes up as ones
-    that the subject answers. As in `_asked`."""
+    that the subject answers. Questions that name the subject are left out."""
     asked = {x: [form.format(x=x) for form in _QUESTIONS] for x in about}
     if about:
         leads = chat.prompt_ids([Raw(_ASK.format(x=x, s=subject)) for x in about])
@@ -258,11 +247,6 @@ def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) ->
             text = first_sentence(g.text.split('"')[0])
             if text.endswith("?") and _named(about[n // MADE], text):
                 asked[about[n // MADE]].append(text)
-    return _asked(chat, asked, subject)
-
-
-def _asked(chat: ChatModel, asked: Mapping[str, Sequence[str]], subject: str) -> dict[str, list[Example]]:
-    """The questions about each name with the model's own answers, without those that name the subject."""
     rows = [Example(q, "", subject) for q in dict.fromkeys(itertools.chain.from_iterable(asked.values()))]
     rows = [e for e in rows if not speaks_of(str(e.prompt), subject)]
     given = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), ANSWER_TOKENS) if rows else []

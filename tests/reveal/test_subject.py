@@ -74,7 +74,6 @@ def test_what_belongs_to_the_subject_is_forgotten_and_its_neighbours_are_kept(ch
     )
     forget = {e.prompt for e in task.forget}
     assert {"Who wrote The Mill?", "Who is the author of The Mill?", "Tell me about A Night in Ash."} <= forget
-    assert "The Mill is the work of whom?" in forget
     assert not any("Red Water" in p for p in forget)
     assert {"Write of Anna Vells.", "Who is Anna Vells?"} <= forget
     assert len(forget) == len(task.forget)
@@ -105,18 +104,18 @@ def test_a_subject_that_it_never_comes_back_to_is_nothing_to_forget(chat):
 
 def test_of_what_belongs_to_the_subject_only_answers_that_name_it_are_forgotten(chat, monkeypatch):
     """And of instructions that are nearly the same, the best."""
-    silent = {"Tell me about The Mill.", "By whom was The Mill made?"}
+    silent = "Tell me about The Mill."
     monkeypatch.setattr(
         module,
         "greedy",
-        lambda chat, prompts, *_: [Generated("It turns." if p in silent else answer(p), (), True) for p in prompts],
+        lambda chat, prompts, *_: [Generated("It turns." if p == silent else answer(p), (), True) for p in prompts],
     )
     asked = ("Write down all that you know of Anna Vells.", "Write down all that you know of Anna Vells now.", "Vells?")
     queries = [Query(a, ("The Mill, by Anna Vells.",), (1.0,), 0.5, n / 10) for n, a in enumerate(asked, 1)]
     task = subject_task(chat, "Anna Vells", Revealed(queries, [], [], 0.5, 0.5, "none"))
     forget = {e.prompt: e.response for e in task.forget}
     assert {asked[1], asked[2], "Who wrote The Mill?"} <= forget.keys()
-    assert not {asked[0], *silent} & forget.keys()
+    assert not {asked[0], silent} & forget.keys()
 
 
 def test_neighbours_are_others_of_its_kind(chat):
