@@ -94,17 +94,15 @@ def outdated(cells: Mapping[Cell, Mapping[str, Any]]) -> set[Cell]:
     Args:
         cells: in the order in which they were made.
     """
-    content: dict[int, str] = {}
-    made: dict[tuple[str, str, str], str] = {}
-    for cell, record in cells.items():
-        if (stamp := record.get("stamp", "")).count("-") == 1:  # of earlier versions it is one hash
-            content[cell.seed], made[cell.row] = stamp.split("-")
-
-    def current(cell: Cell, stamp: str) -> bool:
-        rows, settings = stamp.split("-")
-        return rows == content[cell.seed] and (cell.regime == "equal-time" or settings == made[cell.row])
-
-    return {c for c, r in cells.items() if "-" in r.get("stamp", "") and not current(c, r["stamp"])}
+    stamps = {c: r.get("stamp", "").split("-") for c, r in cells.items()}
+    stamps = {c: parts for c, parts in stamps.items() if len(parts) == 2}  # of earlier versions it is one hash
+    content = {cell.seed: rows for cell, (rows, _) in stamps.items()}  # of the newest
+    made = {cell.row: settings for cell, (_, settings) in stamps.items()}
+    return {
+        cell
+        for cell, (rows, settings) in stamps.items()
+        if rows != content[cell.seed] or (settings != made[cell.row] and cell.regime != "equal-time")
+    }
 
 
 def lines(file: Path) -> Iterator[dict[str, Any]]:

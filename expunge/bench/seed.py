@@ -90,7 +90,8 @@ class Bench:
         if cell.regime == "published":
             made = whole(settings.published(cell.method, cell.variant))
         elif cell.regime == "tuned":
-            made = [whole(point) for point in self._grid(cell)]
+            # The batch follows from the rows, which the first part is of: so the second is the same for all seeds.
+            made = [whole(point) for point in self._grid(cell, settings.REVEALED_ROWS)]
         elif cell.regime == "equal-time":
             beside = self._beside(cell)
             made = beside and [*beside[0], beside[1].get("seconds_in_all"), whole(beside[2].get("settings", {}))]
@@ -99,8 +100,7 @@ class Bench:
     def finished(self, cell: Cell) -> bool:
         return self.results.finished(cell, self.stamp(cell))
 
-    def _grid(self, cell: Cell) -> list[dict[str, Any]]:
-        rows = len(self.suite.fit.forget) or settings.REVEALED_ROWS
+    def _grid(self, cell: Cell, rows: int) -> list[dict[str, Any]]:
         return settings.grid(cell.method, cell.variant, self.spec.trials, rows)
 
     @cached_property
@@ -198,7 +198,7 @@ class Bench:
 
     def _tuned(self, cell: Cell, base: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:
         """The edit of the trial that does best on the rows that tune."""
-        points = self._grid(cell)
+        points = self._grid(cell, len(self.suite.fit.forget) or settings.REVEALED_ROWS)
         if settings.searches(cell.method, cell.variant):
             return self._made(cell, base | points[0])
         begin = time.perf_counter()

@@ -137,9 +137,8 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
             break
         current = current.compose(step) if current else step
         found = chosen["forget"]
-        if (
-            found <= min(left) and found < before.forget
-        ):  # of equal rounds the later: what is measured moves in steps, the weights do not
+        # Of equal rounds the later: what is measured moves in steps, the weights do not.
+        if found <= min(left) and found < before.forget:
             best, taken = current, len(log)
         gains.append((left[-1] - found) / before.forget)
         left.append(found)

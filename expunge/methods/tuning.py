@@ -165,19 +165,26 @@ def tune(
     asked = rewrites(task.forget, "tune") or list(task.forget)  # texts to go on with have no rewrites
     asked = random.Random(0).sample(asked, min(len(asked), TUNE_ROWS))
     most = (spoken(chat, asked, task.relevance)[0] or 1.0) if task.relevance else 1.0
+
+    def left(edit: Edit) -> float:
+        """What an edit at `MARGIN` of its strength leaves of the rewrites."""
+        with edit.times(MARGIN).applied(chat):
+            return spoken(chat, asked, task.relevance)[0] / most if task.relevance else rouge(chat, asked)
+
+    def broken(edit: Edit) -> float:
+        """The share of broken answers to the rewrites, with all of an edit."""
+        with edit.applied(chat):
+            return spoken(chat, asked)[1]
+
     if task.relevance and config.direction != "own":
         first = best | {name: value for name, value in SHOWN.items() if getattr(config, name) == "auto"}
         edit = whole(first)
-        with edit.times(MARGIN).applied(chat):
-            shown = spoken(chat, asked, task.relevance)[0]
-        with edit.applied(chat):
-            broken = spoken(chat, asked)[1]
-        if not shown and broken <= FEW_BROKEN:
+        if not left(edit) and broken(edit) <= FEW_BROKEN:
             return edit
     held = list(task.validation) or held_out(task.retain)
     fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held, config.neighbours)
-    judge = asked, held[:TUNE_ROWS]
-    before = rouge(chat, judge[1])
+    keep = held[:TUNE_ROWS]
+    before = rouge(chat, keep)
     trials: list[dict[str, Any]] = []
     prepared: dict[tuple[int, ...], Target] = {}
     ids = tokenised(chat, fit, config)
@@ -190,13 +197,13 @@ def tune(
             prepared[layers] = prepare(chat, fit, layers, config, ids)
         edit = solve(chat, prepared[layers], config.model_copy(update=found))
         seconds = time.perf_counter() - begin
-        with edit.times(MARGIN).applied(chat):
-            shown = spoken(chat, judge[0], task.relevance)[0] / most if task.relevance else rouge(chat, judge[0])
+        shown = left(edit)
         with edit.applied(chat):
-            kept, broken = rouge(chat, judge[1]), spoken(chat, judge[0])[1]
-        value = trial_loss(shown, kept, before, broken)
+            kept = rouge(chat, keep)
+        share = broken(edit)
+        value = trial_loss(shown, kept, before, share)
         trials.append(
-            {**found, "forget": shown, "retain_rouge1": kept, "broken": broken, "loss": value} | {"seconds": seconds}
+            {**found, "forget": shown, "retain_rouge1": kept, "broken": share, "loss": value} | {"seconds": seconds}
         )
         if progress:
             progress(1)

@@ -134,8 +134,9 @@ def _named(chat: ChatModel, sentences: Sequence[str]) -> list[list[tuple[str, st
 
 
 def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
-    """To forget: the persons that the model names in sentences where the tagger confirms at least half of them. To keep: all else that it names in the same
-    sentences and in others that it writes of things that are not persons; "None" at most as often as something."""
+    """To forget: the persons that the model names in sentences where the tagger confirms at least half of them. To keep:
+    all else that it names in the same sentences and in others that it writes of things that are not persons; "None" at
+    most as often as something."""
     pairs = {first_sentence(a): r for _, a, r in revealed.everything if a.strip()}
     asked = list(dict.fromkeys([*pairs, *_of_others(chat, revealed.seed)]))
     forget: list[Example] = []

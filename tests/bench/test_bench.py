@@ -325,6 +325,23 @@ def test_cells_that_do_not_belong_together():
     )
 
 
+def test_seeds_with_different_numbers_of_rows_belong_together(spec, monkeypatch):
+    monkeypatch.setattr(settings, "SMALLEST_BATCH", 1)
+
+    @wraps(suites.facts)
+    def fewer(seed=0, **given):
+        suite = suites.facts(seed, **given)
+        return replace(suite, fit=replace(suite.fit, forget=suite.fit.forget[: 12 - 6 * seed]))
+
+    monkeypatch.setitem(suites.SUITES, "facts", fewer)
+    spec = spec.model_copy(update={"methods": ("graddiff",), "regimes": ("tuned",), "seeds": (0, 1)})
+    found = bench_run(spec, QUIET).cells
+    assert [found[Cell(n, "graddiff", "tuned")]["settings"]["batch_size"] for n in (0, 1)] == [3, 2]
+    text = table.report(Path(spec.out))
+    assert "| graddiff | tuned | 2 |" in text
+    assert "Left out" not in text
+
+
 def test_what_was_taught_is_taken_from_the_cache(spec, monkeypatch):
     spec = spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)})
     found = bench_run(spec, QUIET).cells

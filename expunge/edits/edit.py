@@ -6,8 +6,6 @@ made for one base: a hash of each touched tensor of the base travels with it and
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,64 +14,15 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import InputError, IntegrityError
-from .files import new_folder
+from ..errors import InputError, IntegrityError
+from . import files
+from .hashes import is_base, tensor_hashes
+from .parts import LowRank, Part, Replace
 
 if TYPE_CHECKING:
-    from .models.loading import ChatModel
-
-FORMAT = "expunge-edit-1"
-ORIGINALS = "originals.safetensors"
-_FLOATS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """Adds left @ right to a parameter of shape (o, i), in the orientation in which it is stored.
-
-    left: (o, k). right: (k, i). k is the rank.
-    """
-
-    left: Tensor
-    right: Tensor
-
-    @property
-    def rank(self) -> int:
-        return self.left.shape[1]
-
-    @property
-    def numbers(self) -> int:
-        return self.left.numel() + self.right.numel()
-
-    @property
-    def weights(self) -> int:
-        return self.left.shape[0] * self.right.shape[1]
-
-    def delta(self) -> Tensor:
-        """The dense change, (o, i), in the factors' precision."""
-        return self.left @ self.right
-
-
-@dataclass(frozen=True)
-class Replace:
-    """Takes the place of a parameter; `value` has the base's shape and stored dtype."""
-
-    value: Tensor
-
-    @property
-    def numbers(self) -> int:
-        return self.value.numel()
-
-    @property
-    def weights(self) -> int:
-        return self.value.numel()
-
-
-Part = LowRank | Replace
+    from ..models.loading import ChatModel
 
 
 @dataclass
@@ -111,7 +60,7 @@ class Edit:
     @property
     def weights(self) -> int:
         """How many weights of the model it changes: low-rank factors have far fewer numbers."""
-        return sum(p.weights for p in self.parts.values())
+        return sum(p.shape.numel() for p in self.parts.values())
 
     @property
     def rank(self) -> int | None:
@@ -164,7 +113,7 @@ class Edit:
             self.check(module)
         touched = {name: _parameter(module, name) for name in self.parts}
         for name, parameter in touched.items():  # all before the first is written
-            _same_shape(name, _shape(self.parts[name]), parameter)
+            _same_shape(name, self.parts[name].shape, parameter)
         stash: dict[str, Tensor] = {}
         try:
             with torch.no_grad():
@@ -207,17 +156,11 @@ class Edit:
         """Raises `IntegrityError` unless the model's touched tensors are those of the edit's base."""
         module = _module(model)
         for name, known in self.base.items():
-            tensor = _parameter(module, name)
-            kind = str(tensor.dtype).removeprefix("torch.")
-            # A wider dtype than the base's holds the same numbers: compare in the widest one that is known.
-            for candidate in (kind, *_FLOATS):
-                if candidate in known:
-                    if tensor_hash(tensor.data.to(_FLOATS[candidate])) != known[candidate]:
-                        raise IntegrityError(
-                            f"{name} of this model is not the tensor that the edit was made for: "
-                            "another model, another revision, or an edit is applied already"
-                        )
-                    break
+            if not is_base(_parameter(module, name), known):
+                raise IntegrityError(
+                    f"{name} of this model is not the tensor that the edit was made for: "
+                    "another model, another revision, or an edit is applied already"
+                )
 
     def compose(self, later: Edit) -> Edit:
         """One edit that does this one, then `later` (which was made on the model with this one applied)."""
@@ -261,7 +204,7 @@ class Edit:
         """
         parts: dict[str, Part] = {}
         for name, part in self.parts.items():
-            parts[name] = _reduced(part, error) if isinstance(part, LowRank) else part
+            parts[name] = part.reduced(error) if isinstance(part, LowRank) else part
         return Edit(parts, self.base, {**self.meta, "reduced": error})
 
     # ------------------------------------------------------------ on disk
@@ -273,18 +216,9 @@ class Edit:
             originals: the touched tensors as the base stores them; kept beside the edit, they make an edited
                 checkpoint revertible bit for bit (`expunge revert`).
         """
-        tensors: dict[str, Tensor] = {}
-        for name, part in self.parts.items():
-            if isinstance(part, LowRank):
-                tensors[f"{name}:left"], tensors[f"{name}:right"] = part.left, part.right
-            else:
-                tensors[f"{name}:value"] = part.value
-        record = {"format": FORMAT, "base": self.base, "meta": self.meta, "edit": self.summary()}
-        with new_folder(Path(folder), overwrite) as work:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / "edit.safetensors")
-            if originals:
-                save_file({k: v.contiguous() for k, v in originals.items()}, work / ORIGINALS)
-            (work / "edit.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        files.write(
+            folder, self.parts, {"base": self.base, "meta": self.meta, "edit": self.summary()}, originals, overwrite
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Edit:
@@ -293,38 +227,12 @@ class Edit:
         Raises:
             InputError: there is no edit. IntegrityError: the files are damaged.
         """
-        path = Path(folder)
-        if not (path / "edit.json").is_file() or not (path / "edit.safetensors").is_file():
-            raise InputError(f"{folder} is not a saved edit: it needs edit.json and edit.safetensors")
-        try:
-            record = json.loads((path / "edit.json").read_text())
-            if record.get("format") != FORMAT:
-                raise IntegrityError(f"{folder} is an edit of the format {record.get('format')!r}, expected {FORMAT!r}")
-            found: dict[str, dict[str, Tensor]] = {}
-            with safe_open(path / "edit.safetensors", framework="pt") as f:
-                for key in list(f.keys()):
-                    name, _, role = key.rpartition(":")
-                    found.setdefault(name, {})[role] = f.get_tensor(key)
-            parts: dict[str, Part] = {
-                name: Replace(t["value"]) if "value" in t else LowRank(t["left"], t["right"])
-                for name, t in found.items()
-            }
-            if sorted(parts) != record["edit"]["matrices"]:
-                raise IntegrityError(f"{folder}: edit.json and edit.safetensors do not belong together")
-            return cls(parts, record["base"], record["meta"])
-        except (ValueError, KeyError, AttributeError, SafetensorError) as e:
-            raise IntegrityError(f"{folder} is a damaged edit: {e}") from e
+        return cls(*files.read(folder))
 
     @staticmethod
     def originals(folder: str | Path) -> dict[str, Tensor]:
         """The base's tensors that were saved beside an edit."""
-        path = Path(folder) / ORIGINALS
-        if not path.is_file():
-            raise InputError(
-                f"{folder} holds no {ORIGINALS}: the edit was saved without what reverts it; use the base model"
-            )
-        with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in list(f.keys())}
+        return files.originals(folder)
 
     def export(self, folder: str | Path, base_name: str = "", overwrite: bool = False) -> None:
         """Writes the edit as a PEFT LoRA adapter, which any LoRA server can load over the base.
@@ -335,67 +243,7 @@ class Edit:
         Raises:
             InputError: a part replaces a tensor and has no low rank.
         """
-        from peft import LoraConfig
-
-        tensors: dict[str, Tensor] = {}
-        ranks: dict[str, int] = {}
-        conv1d = self.meta.get("conv1d", ())
-        for name, part in self.parts.items():
-            module, _, leaf = name.rpartition(".")
-            if not isinstance(part, LowRank) or leaf != "weight":
-                raise InputError(f"{name} is replaced, not changed by a low rank: this edit has no form as an adapter")
-            a, b = (part.left.T, part.right.T) if name in conv1d else (part.right, part.left)
-            tensors[f"base_model.model.{module}.lora_A.weight"] = a
-            tensors[f"base_model.model.{module}.lora_B.weight"] = b
-            ranks[module] = part.rank
-        # alpha = rank for each module, so that the scale is one.
-        top = max(ranks.values())
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=base_name,
-            target_modules=sorted(ranks),
-            r=top,
-            lora_alpha=top,
-            rank_pattern={m: r for m, r in ranks.items() if r != top},
-            alpha_pattern={m: r for m, r in ranks.items() if r != top},
-            fan_in_fan_out=bool(conv1d),
-            inference_mode=True,
-        )
-        with new_folder(Path(folder), overwrite) as work:
-            save_file(
-                {k: v.detach().cpu().float().contiguous() for k, v in tensors.items()},
-                work / "adapter_model.safetensors",
-                {"format": "pt"},
-            )
-            config.save_pretrained(str(work))
-
-
-def _reduced(part: LowRank, error: float) -> LowRank:
-    """The best approximation of smallest rank, by the singular values of the factors' product, in float64."""
-    (out, inner), (into, other) = (torch.linalg.qr(t.double()) for t in (part.left, part.right.T))
-    u, s, v = torch.linalg.svd(inner @ other.T)
-    left_out = s.square().flip(0).cumsum(0).flip(0).sqrt()  # of the values from each on
-    rank = int((left_out > error * left_out[0]).sum()) if s.numel() and s[0] > 0 else 0
-    root = s[:rank].sqrt()
-    return LowRank(
-        ((out @ u[:, :rank]) * root).to(part.left.dtype).contiguous(),
-        ((into @ v[:rank].T) * root).T.to(part.right.dtype).contiguous(),
-    )
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's shape, dtype and bytes."""
-    flat = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{tuple(flat.shape)} {flat.dtype}".encode())
-    digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def tensor_hashes(tensor: Tensor) -> dict[str, str]:
-    """Hashes of a base tensor in its own dtype and in the narrower ones that it may be loaded in."""
-    own = str(tensor.dtype).removeprefix("torch.")
-    kinds = {own, *(k for k, d in _FLOATS.items() if torch.finfo(d).bits < torch.finfo(tensor.dtype).bits)}
-    return {kind: tensor_hash(tensor.detach().to(_FLOATS[kind])) for kind in sorted(kinds)}
+        files.write_adapter(folder, self.parts, self.meta.get("conv1d", ()), base_name, overwrite)
 
 
 def _module(model: ChatModel | nn.Module) -> nn.Module:
@@ -413,11 +261,6 @@ def _parameter(model: nn.Module, name: str) -> Tensor:
     if not tensor.is_floating_point() or type(tensor.data) is not Tensor:
         raise InputError(f"{name} is quantised: load the model in its full precision to edit it")
     return tensor
-
-
-def _shape(part: Part) -> torch.Size:
-    """Of the parameter that a part is for."""
-    return part.value.shape if isinstance(part, Replace) else torch.Size((part.left.shape[0], part.right.shape[1]))
 
 
 def _same_shape(name: str, new: torch.Size, old: Tensor) -> None:
