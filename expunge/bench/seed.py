@@ -90,7 +90,7 @@ class Bench:
         if cell.regime == "published":
             made = whole(settings.published(cell.method, cell.variant))
         elif cell.regime == "tuned":
-            # The batch follows from the rows, which the first part is of: so the second is the same for all seeds.
+            # With a fixed number of rows: the batch follows from it, and seeds with other numbers belong to one row.
             made = [whole(point) for point in self._grid(cell, settings.REVEALED_ROWS)]
         elif cell.regime == "equal-time":
             beside = self._beside(cell)
