@@ -82,6 +82,12 @@ class LunarConfig(BaseModel):
         "own",
         description="own: each layer moves along its r; an edit (or its folder) that taught abstention: along what it writes",
     )
+    refine: int | None = Field(
+        None,
+        ge=0,
+        description="steps of training what is written by what the model says (see refine); default: 120 along a "
+        "direction where the task tells what answers show, else 0",
+    )
     trials: int | None = Field(None, ge=1, description="at most so many settings are tried; default: until none helps")
     solver: Literal["exact", "sgd"] = Field("exact", description="sgd: the published procedure, for comparison only")
     form: Literal["auto", "primal", "dual"] = Field(
@@ -109,6 +115,8 @@ class LunarConfig(BaseModel):
             raise ValueError("hard needs tokens=subject: it weighs retain tokens in the rounds of that")
         if self.solver == "sgd" and (self.hard or self.answers):
             raise ValueError("solver=sgd, the published procedure, has no hard rounds and no answers")
+        if self.solver == "sgd" and self.refine:
+            raise ValueError("refine trains an edit of rank one a layer, which solver=sgd is not")
         return self
 
     def placed(self) -> dict[int, float]:
@@ -193,16 +201,26 @@ def prepare(
     return Target(forget, retain, directions, shared_with(ids["forget"], ids["retain"]))
 
 
-def written(chat: ChatModel, edit: Edit) -> dict[int, Tensor]:
-    """The vector that an edit of rank one a layer adds to the output of each layer that it touches, (d,) float64."""
+def factors(chat: ChatModel, edit: Edit) -> dict[int, tuple[Tensor, Tensor]]:
+    """(v, u) of each layer that an edit of rank one a layer touches, (d,) and (p,) float64: its output moves by v (u . h).
+
+    Raises:
+        InputError: the edit is not of rank one a layer.
+    """
     found = {}
     for layer in range(len(chat.layout)):
         part = edit.parts.get(chat.layout.weight_name(layer))
         if isinstance(part, LowRank) and part.rank == 1:
-            found[layer] = (part.right[0] if chat.layout.transposed else part.left[:, 0]).double().to(chat.device)
+            pair = (part.left[:, 0].double().to(chat.device), part.right[0].double().to(chat.device))
+            found[layer] = pair[::-1] if chat.layout.transposed else pair
     if len(found) != len(edit.parts):
         raise InputError("direction needs an edit of rank one a layer, as teaching abstention makes it")
     return found
+
+
+def written(chat: ChatModel, edit: Edit) -> dict[int, Tensor]:
+    """The vector that an edit of rank one a layer adds to the output of each layer that it touches, (d,) float64."""
+    return {layer: v for layer, (v, _) in factors(chat, edit).items()}
 
 
 def along(chat: ChatModel, edit: Edit, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -283,6 +301,7 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
     the formula above on exactly the task's rows.
     """
     from . import tuning
+    from .refine import refined
 
     every = list(range(len(chat.layout)))
     given = every if config.layers == "auto" else chat.layout.check_layers(list(config.layers))
@@ -299,7 +318,8 @@ def lunar(chat: ChatModel, task: ForgetTask, config: LunarConfig, progress: Prog
         return published(chat, task, config.model_copy(update=found))
     if "auto" in (config.layers, config.coefficient, config.ridge):
         return tuning.tune(chat, task, config, progress)
-    return solve(chat, prepare(chat, task, given, config), config)
+    edit = solve(chat, prepare(chat, task, given, config), config)
+    return refined(chat, edit, task, config.refine, progress) if config.refine else edit
 
 
 def solve(chat: ChatModel, target: Target, config: LunarConfig) -> Edit:

@@ -7,6 +7,7 @@ rows that judge nothing: built-in paraphrases of the forget rows, and a fifth of
 
 from __future__ import annotations
 
+import bisect
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -112,9 +113,14 @@ SMALLEST_COEFFICIENT = 0.5
 RIDGES = (0.01, 0.003)
 TAUGHT_COEFFICIENTS = (1.5, 1.7, 1.3)  # relative to what teaching wrote
 TAUGHT_RIDGES = (0.1, 0.3, 0.03)
-# Along what teaching wrote, of a task that tells what answers show: at less nothing is shown of the rows that tune, and
-# yet something of what is asked in other words; at more what is kept is less.
+# Along what teaching wrote, of a task that tells what answers show, the edit is refined and then made as strong as it has
+# to be: rewrites with this share of an edit show about as much as what is asked in other words does with all of it.
 SHOWN = {"coefficient": 1.3, "ridge": 0.1}
+REFINE = 120
+OTHER_WORDS = 0.8
+LEFT = 0.1  # of what the model showed before, that may be left then
+SHOWN_ROWS = 60
+STRENGTHS = (0.5, 0.56, 0.63, 0.71, 0.8, 0.9, 1.0, 1.12, 1.26, 1.41)
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
 # Points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention.
@@ -143,13 +149,15 @@ def tune(
     and `BROKEN` times the share of broken answers to the rewrites, at full strength. Where the task tells what
     answers show, that takes the place of the forget rows' ROUGE-1, relative to the model as it is: the true answers
     of revealed rows are long, and any sentence has some of their words. Of such a task, along a taught direction,
-    nothing is searched where `SHOWN`, fitted with all retain rows, leaves nothing: the rows that tune cannot tell more.
+    nothing is searched where the edit of `SHOWN`, fitted with all retain rows, can be made strong enough (`_enough`).
     The forget set is widened by built-in rewrites, and so are the retain rows, or the rewrites' own words would tell the
     two apart. The best trial's edit is the result, as it was judged: fitted again with the rows left out, it can be much
     weaker. A task without retain rows is that of `with_retain`.
     """
     from .lunar import prepare, solve, tokenised
+    from .refine import refined
 
+    steps = refine_steps(config, task)
     axes = _axes(chat, task, config)
     task = with_retain(chat, task)
     best = {name: values[0] for name, values in axes.items()}
@@ -158,7 +166,8 @@ def tune(
         """Fitted with all retain rows."""
         rows = with_rewrites(task, task.retain, task.validation, config.neighbours)
         target = prepare(chat, rows, found["layers"], config)
-        return solve(chat, target, config.model_copy(update=found))
+        edit = solve(chat, target, config.model_copy(update=found))
+        return refined(chat, edit, rows, steps, progress) if steps else edit
 
     if config.trials == 1 or all(len(values) == 1 for values in axes.values()):
         return whole(best)
@@ -178,8 +187,8 @@ def tune(
 
     if task.relevance and config.direction != "own":
         first = best | {name: value for name, value in SHOWN.items() if getattr(config, name) == "auto"}
-        edit = whole(first)
-        if not left(edit) and broken(edit) <= FEW_BROKEN:
+        edit = _enough(chat, task, whole(first), STRENGTHS if config.coefficient == "auto" else (1.0,))
+        if edit and broken(edit) <= FEW_BROKEN:
             return edit
     held = list(task.validation) or held_out(task.retain)
     fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held, config.neighbours)
@@ -245,8 +254,36 @@ def tune(
             further(1 / STEP)
         elif len(values) > 1 and best[name] == max(values):
             further(STEP)
+    edit = refined(chat, edit, fit, steps, progress) if steps else edit
     edit.meta |= {"retain_rouge1_before": before, "trials": trials}
     return edit
+
+
+def _enough(chat: ChatModel, task: ForgetTask, edit: Edit, strengths: Sequence[float]) -> Edit | None:
+    """The edit at the smallest of ascending strengths at which `OTHER_WORDS` of it leaves at most `LEFT` of what rewrites
+    of the forget rows show; None where none does."""
+    assert task.relevance
+    asked = rewrites(task.forget, "tune") or list(task.forget)
+    asked = random.Random(0).sample(asked, min(len(asked), SHOWN_ROWS))
+    before = spoken(chat, asked, task.relevance)[0]
+
+    def enough(strength: float) -> bool:
+        with edit.times(strength * OTHER_WORDS).applied(chat):
+            return spoken(chat, asked, task.relevance)[0] <= LEFT * before
+
+    place = bisect.bisect_left(strengths, True, key=enough)
+    if place == len(strengths):
+        return None
+    found = edit.times(strengths[place])
+    found.meta = edit.meta | {"coefficient": [strengths[place] * c for c in edit.meta["coefficient"]]}
+    return found
+
+
+def refine_steps(config: LunarConfig, task: ForgetTask) -> int:
+    """How many steps an edit is refined."""
+    if config.refine is not None:
+        return config.refine
+    return REFINE if task.relevance and config.direction != "own" else 0
 
 
 def _axes(chat: ChatModel, task: ForgetTask, config: LunarConfig) -> dict[str, Sequence[Any]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ..data.examples import Example, ForgetTask, Raw
 from ..data.prompts import reference
@@ -14,22 +13,18 @@ from ..errors import InputError, NothingToForget
 from ..evaluation.text import abstains, repeats
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
+from .beside import kept_beside
 from .search import Revealed
 from .targets import Target, general
-from .text import distinct, first_sentence, names, parts, specifics
+from .text import counted, distinct, first_sentence, named, speaks_of, specifics
 
 MOST_NAMES = 150  # of those that came up, most frequent first
 OWNED = 1 / 3  # share of the questions about a name that are answered by the subject, from which all belong to it
 MADE = 4  # questions about a name that the model makes up
-NEIGHBOURS = 40
 LISTED = 16  # answers to each request for a list
 FURTHER = 75  # names that are listed after some of the subject's own, likewise
-QUIZZES = 12  # about each neighbour
-KIND_TIMES = 8  # as many quizzes about the kind as about so many neighbours
 ANSWER_TOKENS = 32
 QUESTION_TOKENS = 24
-QUIZ_TOKENS = 96
-KIND_TOKENS = 12
 TEMPERATURE = 0.7  # of what is asked of others: much of what is said at 1 is nonsense
 
 _QUESTIONS = (
@@ -56,11 +51,6 @@ _LISTS = (
     "Give me a long list of names that have to do with {s}.",
 )
 _ASK = 'A quiz question about {x} was asked, and the right answer was {s}. The question was: "'
-_KIND = "{s} is one of the most famous"  # the model says of what
-_KIND_END = re.compile(r"[.,;:()\n]")
-_OF_A_KIND = "The most famous {kind}:\n{listed}"
-_QUIZ = "A quiz about {x}. Each question has one right answer.\nQuestion 1:"
-_ASKED = re.compile(r"[A-Z][^?:\n]{10,110}\?")
 
 ENOUGH = 3  # names and numbers that make an answer specific
 
@@ -86,19 +76,6 @@ def subject(name: str) -> Target:
     )
 
 
-def speaks_of(text: str, name: str) -> bool:
-    """Whether a text names the subject: the whole name, or its last word where that is a name of four letters or more."""
-    last = name.split()[-1]
-    if _named(name, text):
-        return True
-    # "King" of Stephen King is not "king".
-    return len(last) >= 4 and last[:1].isupper() and any(_named(x, text, exact=True) for x in (last, last.upper()))
-
-
-def _named(name: str, text: str, exact: bool = False) -> bool:
-    return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, 0 if exact else re.IGNORECASE))
-
-
 def _on_subject(answer: str, name: str) -> float:
     """0 where the answer does not name the subject, abstains or is caught in a loop; else how specific it is."""
     if not speaks_of(answer, name) or abstains(answer) or repeats(answer):
@@ -112,8 +89,8 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
 
     forget: instructions with their most relevant answers, plain questions that name the subject, and questions about
     names that belong to it (that came up, or that the model lists after such), where the model answers with it though
-    it was not named. retain: one question about each name that came up and does not belong to it, those of quizzes that
-    the model makes up about others of the subject's kind, and general ones; all with the model's own answers.
+    it was not named. retain: one question about each name that came up and does not belong to it, those about others of
+    the subject's kind (see `beside`), and general ones; all with the model's own answers.
 
     Raises:
         InputError: the model connects nothing with the subject.
@@ -135,11 +112,13 @@ def subject_task(chat: ChatModel, name: str, revealed: Revealed) -> ForgetTask:
     forget = _once([*_direct(chat, name, revealed), *itertools.chain.from_iterable(owned.values())])
     rng = random.Random(revealed.seed)
     beside = [rng.choice(rows) for rows in answered.values() if rows and not _back(rows, name)]
-    kept = [
-        e
-        for e in [*beside, *_quiz(chat, name, revealed.seed)]
-        if not speaks_of(f"{e.prompt} {e.response}", name) and not any(_named(x, str(e.prompt)) for x in owned)
-    ]
+
+    def own(text: str) -> bool:
+        """Whether a text has one of the subject's own names in it, or is a part of one."""
+        return any(named(x, text) or named(text, x) for x in owned)
+
+    others = kept_beside(chat, name, _ABOUT, _QUESTIONS, own, revealed.seed)
+    kept = [e for e in [*beside, *others] if not speaks_of(f"{e.prompt} {e.response}", name) and not own(str(e.prompt))]
     there = {e.prompt for e in forget}
     retain = [e for e in _once([*kept, *general(chat)]) if e.prompt not in there]
     return ForgetTask(forget=forget, retain=retain, reference=reference())
@@ -164,8 +143,8 @@ def _listed_beside(chat: ChatModel, name: str, owned: Collection[str], seed: int
     begun = [rng.sample(list(owned), min(len(owned), 2)) for _ in range(4 * LISTED)]
     lists = [f"{name}:\n" + "".join(f"{n}. {x}\n" for n, x in enumerate(b, 1)) + f"{len(b) + 1}." for b in begun]
     drawn = sampled(chat, chat.prompt_ids([Raw(text) for text in lists]), 2 * ANSWER_TOKENS, TEMPERATURE, seed)
-    found = [x for x, _ in _counted((g.text for g in drawn), name).most_common()]
-    return [x for x in found if x not in known and not any(_named(o, x) for o in owned)][:FURTHER]
+    found = [x for x, _ in counted((g.text for g in drawn), name).most_common()]
+    return [x for x in found if x not in known and not any(named(o, x) for o in owned)][:FURTHER]
 
 
 def _once(rows: Sequence[Example]) -> list[Example]:
@@ -194,46 +173,7 @@ def _came_up(chat: ChatModel, name: str, revealed: Revealed) -> list[str]:
     texts = [g.text for g in sampled(chat, prompts, 2 * ANSWER_TOKENS, 1.0, revealed.seed)]
     texts += [a for q in revealed.queries for a, r in zip(q.answers, q.relevances, strict=True) if r > 0]
     texts += [a for _, a, r in revealed.pairs if r > 0]
-    return [x for x, _ in _counted(dict.fromkeys(texts), name).most_common(MOST_NAMES)]
-
-
-def _counted(texts: Iterable[str], name: str) -> Counter[str]:
-    """In how many of the texts each name is, but for the subject's own."""
-    return Counter(p for text in texts for p in {p for n in names(text) for p in parts(n)} if not _of(p, name))
-
-
-def _quiz(chat: ChatModel, name: str, seed: int) -> list[Example]:
-    """Questions of quizzes that the model makes up about the subject's kind and about others of it, with its answers.
-
-    Their forms and their topics differ more than those that could be listed here for any subject; questions of a few fixed
-    forms about many names keep less of what is asked in other words.
-    """
-    kind, others = neighbours(chat, name, seed)
-    topics = [f"the most famous {kind}"] * KIND_TIMES + others
-    prompts = chat.prompt_ids([Raw(_QUIZ.format(x=x)) for x in topics])
-    drawn = sampled(chat, [p for p in prompts for _ in range(QUIZZES)], QUIZ_TOKENS, TEMPERATURE, seed)
-    asked = list(dict.fromkeys(q for g in drawn for q in _ASKED.findall(g.text)))
-    given = greedy(chat, chat.prompt_ids(asked), ANSWER_TOKENS) if asked else []
-    return [Example(q, g.response(q), name) for q, g in zip(asked, given, strict=True)]
-
-
-def neighbours(chat: ChatModel, name: str, seed: int = 0) -> tuple[str, list[str]]:
-    """(what kind the subject is of, names that the model gives for others of it).
-
-    They are on lists of its kind, which the model names first: asked for others like a subject, a small model names what
-    belongs to it.
-    """
-    (said,) = greedy(chat, chat.prompt_ids([Raw(_KIND.format(s=name))]), KIND_TOKENS)
-    kind = _KIND_END.split(said.text)[0].strip() or "names"
-
-    def listed(begun: Sequence[str], count: int, most: int) -> list[str]:
-        prompts = chat.prompt_ids([Raw(_OF_A_KIND.format(kind=kind, listed=text)) for text in begun])
-        drawn = sampled(chat, [p for p in prompts for _ in range(count)], 2 * ANSWER_TOKENS, TEMPERATURE, seed)
-        return [x for x, _ in _counted((g.text for g in drawn), name).most_common(most)]
-
-    first = listed([f"1. {name}\n2."], 2 * LISTED, NEIGHBOURS // 2)
-    further = listed([f"1. {x}\n2. {name}\n3." for x in first], LISTED // 4, NEIGHBOURS) if first else []
-    return kind, list(dict.fromkeys([*first, *further]))
+    return [x for x, _ in counted(dict.fromkeys(texts), name).most_common(MOST_NAMES)]
 
 
 def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) -> dict[str, list[Example]]:
@@ -245,18 +185,13 @@ def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) ->
         made = sampled(chat, [p for p in leads for _ in range(MADE)], QUESTION_TOKENS, TEMPERATURE, seed)
         for n, g in enumerate(made):
             text = first_sentence(g.text.split('"')[0])
-            if text.endswith("?") and _named(about[n // MADE], text):
+            if text.endswith("?") and named(about[n // MADE], text):
                 asked[about[n // MADE]].append(text)
     rows = [Example(q, "", subject) for q in dict.fromkeys(itertools.chain.from_iterable(asked.values()))]
     rows = [e for e in rows if not speaks_of(str(e.prompt), subject)]
     given = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), ANSWER_TOKENS) if rows else []
     known = {e.prompt: Example(e.prompt, g.response(e.prompt), subject) for e, g in zip(rows, given, strict=True)}
     return {x: [known[q] for q in dict.fromkeys(questions) if q in known] for x, questions in asked.items()}
-
-
-def _of(name: str, subject: str) -> bool:
-    """Whether a name is the subject itself, or a part of it."""
-    return _named(name, subject) or speaks_of(name, subject)
 
 
 # What a model answers best depends on the kind of subject, and is left to the search.

@@ -1,9 +1,10 @@
-"""What is read out of answers: their first sentence, the names in them, near-duplicates."""
+"""What is read out of answers: their first sentence, the names in them and whose they are, near-duplicates."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from ..data.examples import Example
 
@@ -83,3 +84,27 @@ def distinct(rows: Sequence[Example], text: Callable[[Example], str] = lambda e:
 def _shingles(text: str) -> frozenset[tuple[str, ...]]:
     words = re.findall(r"\w+", text.lower())
     return frozenset(tuple(words[n : n + _SHINGLE]) for n in range(max(len(words) - _SHINGLE + 1, 1)))
+
+
+def named(name: str, text: str, exact: bool = False) -> bool:
+    """Whether a name stands in a text, as words of its own; in other letters too where not `exact`."""
+    return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, 0 if exact else re.IGNORECASE))
+
+
+def speaks_of(text: str, subject: str) -> bool:
+    """Whether a text names the subject: the whole name, or its last word where that is a name of four letters or more."""
+    last = subject.split()[-1]
+    if named(subject, text):
+        return True
+    # "King" of Stephen King is not "king".
+    return len(last) >= 4 and last[:1].isupper() and any(named(x, text, exact=True) for x in (last, last.upper()))
+
+
+def belongs(name: str, subject: str) -> bool:
+    """Whether a name is the subject's own, or a part of it."""
+    return named(name, subject) or speaks_of(name, subject)
+
+
+def counted(texts: Iterable[str], subject: str) -> Counter[str]:
+    """In how many of the texts each name is, but for the subject's own."""
+    return Counter(p for text in texts for p in {p for n in names(text) for p in parts(n)} if not belongs(p, subject))

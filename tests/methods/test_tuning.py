@@ -114,30 +114,55 @@ def test_what_answers_show_counts_where_the_task_tells(pico, small_task, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("settings", "left", "found"),
+    ("settings", "least", "strength"),
     [
-        ({}, 0.0, (tuning.SHOWN["coefficient"], tuning.SHOWN["ridge"])),
-        ({"coefficient": 0.7}, 0.0, (0.7, tuning.SHOWN["ridge"])),
-        ({}, 0.5, None),  # something is left, and the search begins
-        ({"direction": "own"}, 0.0, None),
+        ({}, 0.39, 0.5),  # the weakest of all
+        ({}, 0.6, 0.8),
+        ({}, 0.95, 1.26),
+        ({"coefficient": 1.3}, 0.79, 1.0),  # given, it is not changed
+        ({"coefficient": 1.3}, 0.81, None),
+        ({}, 2.0, None),  # none is strong enough, and the search begins
+        ({"direction": "own"}, 0.39, None),
     ],
 )
-def test_nothing_is_searched_along_a_taught_direction_where_nothing_is_left(
-    pico, small_task, monkeypatch, settings, left, found
+def test_along_a_taught_direction_the_edit_is_as_strong_as_it_has_to_be(
+    pico, small_task, monkeypatch, settings, least, strength
 ):
+    """`OTHER_WORDS` of it leaves little; the model shows all until `least` of the edit of `SHOWN` is written."""
     chat = pico("llama")
+    name = chat.layout.weight_name(1)
     taught = unlearn(chat, small_task, layers=[1], coefficient=1.0, ridge=0.1)
     task = small_task.but(retain=prompts.general_split()[0][5:15])
-    shown = itertools.chain([1.0], itertools.repeat(left))  # before, and then
-    object.__setattr__(task, "relevance", lambda answers: [next(shown)] * len(answers))
-    monkeypatch.setattr(tuning, "coherence", lambda answers: [1.0] * len(answers))
-    edit = unlearn(chat, task, **{"direction": taught, "neighbours": 0} | settings)
-    assert ("trials" not in edit.meta) == (found is not None)
-    if found:
-        assert (edit.meta["coefficient"], edit.meta["ridge"]) == ([found[0]], found[1])
-        given = dict(coefficient=found[0], ridge=found[1], direction=taught, neighbours=0)
-        name = chat.layout.weight_name(1)
-        torch.testing.assert_close(edit.dense(name), unlearn(chat, task, **given).dense(name))  # all rows are fitted
+    object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
+    given = {"direction": taught, "neighbours": 0, "refine": 0}
+    whole = unlearn(chat, task, **given, **tuning.SHOWN).dense(name)  # with all retain rows
+    bare = chat.model.get_parameter(name).detach().clone()
+
+    def spoken(chat, rows, relevance=None):
+        written = (chat.model.get_parameter(name).detach() - bare).norm() / whole.norm()
+        return (1.0 if written < least else 0.09), 0.0
+
+    monkeypatch.setattr(tuning, "spoken", spoken)
+    edit = unlearn(chat, task, **given | settings)
+    assert ("trials" not in edit.meta) == (strength is not None)
+    if strength:
+        assert edit.meta["coefficient"] == pytest.approx([1.3 * strength])
+        torch.testing.assert_close(edit.dense(name), strength * whole)
+
+
+def test_what_was_shown_is_refined_along_a_taught_direction(pico, small_task, monkeypatch):
+    chat = pico("llama")
+    taught = unlearn(chat, small_task, layers=[1], coefficient=1.0, ridge=0.1)
+    monkeypatch.setattr(tuning, "REFINE", 3)
+    settings = {"direction": taught, "neighbours": 0, "layers": [1], "coefficient": 1.0, "ridge": 0.1}
+    assert "refined" not in unlearn(chat, small_task, **settings).meta
+    task = small_task.but(retain=small_task.retain)
+    object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
+    assert tuning.refine_steps(lunar.LunarConfig(**settings), task) == 3
+    assert tuning.refine_steps(lunar.LunarConfig(**settings, refine=0), task) == 0
+    assert tuning.refine_steps(lunar.LunarConfig(), task) == 0
+    del settings["coefficient"]
+    assert unlearn(chat, task, **settings, trials=1).meta["refined"] == 3
 
 
 def test_broken_answers_begin_the_search(pico, small_task, monkeypatch):

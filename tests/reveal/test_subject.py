@@ -7,9 +7,12 @@ import pytest
 from expunge.data.examples import Example
 from expunge.errors import InputError
 from expunge.models.generation import Generated
+from expunge.reveal import beside
 from expunge.reveal import subject as module
+from expunge.reveal.beside import kinds, neighbours
 from expunge.reveal.search import Query, Revealed
-from expunge.reveal.subject import neighbours, speaks_of, subject_task
+from expunge.reveal.subject import subject_task
+from expunge.reveal.text import belongs, speaks_of
 
 KNOWN = {
     "The Mill": "Anna Vells",
@@ -28,17 +31,23 @@ def answer(prompt: str) -> str:
     for work, author in KNOWN.items():
         if work in prompt:
             return f"{work} was written by {author}."
-    if prompt.endswith("is one of the most famous"):
-        return " writers of Ostrava. She was"
     return "It is a thing that many people know."
 
 
 def said(prompt: str) -> str:
-    if prompt.startswith("The most famous writers of Ostrava:\n1. "):  # her kind
-        return "Otto Brandt\n3. Anna Vells herself."
+    if prompt == "Anna Vells is one of the most famous":
+        return " writers of Ostrava. She was"
+    if prompt == "Anna Vells was one of the greatest":
+        return " Poets, and a swimmer"
+    if prompt == "Anna Vells belongs with the most important":
+        return " woman of her day"  # not of a kind
+    if prompt == "The most famous writers:\n1. Anna Vells\n2.":
+        return "Otto Brandt\n3. Anna Vells herself\n4. The Mill\n5. Mill"
+    if prompt == "The best known works of Otto Brandt:\n1.":
+        return "The Gate\n2. Red Water, by Otto Brandt\n3. A Night in Ash\n4. Anna Vells"
     if prompt.startswith("Anna Vells:\n1. The Mill\n2."):
         return "A Night in Ash\n3. Red Water\n4. The Mill Wheel"
-    if prompt.startswith("A quiz about the most famous writers of Ostrava."):
+    if prompt.startswith("A quiz about the most famous writers."):
         return (
             "Who is the author of The Mill?\nQuestion 2: Which river is in Ostrava?\nQuestion 3: Did Anna Vells swim?"
         )
@@ -54,8 +63,9 @@ def chat(monkeypatch):
     def generated(texts):
         return [Generated(t, (), True) for t in texts]
 
-    monkeypatch.setattr(module, "greedy", lambda chat, prompts, *_: generated(map(answer, prompts)))
-    monkeypatch.setattr(module, "sampled", lambda chat, prompts, *_: generated(map(said, prompts)))
+    for room in (module, beside):
+        monkeypatch.setattr(room, "greedy", lambda chat, prompts, *_: generated(map(answer, prompts)))
+        monkeypatch.setattr(room, "sampled", lambda chat, prompts, *_: generated(map(said, prompts)))
     monkeypatch.setattr(module, "general", lambda chat: [Example("How many legs has a spider?", "Eight")])
     return Chat()
 
@@ -118,8 +128,21 @@ def test_of_what_belongs_to_the_subject_only_answers_that_name_it_are_forgotten(
     assert not {asked[0], silent} & forget.keys()
 
 
-def test_neighbours_are_others_of_its_kind(chat):
-    assert neighbours(chat, "Anna Vells") == ("writers of Ostrava", ["Otto Brandt"])
+def test_neighbours_are_others_of_its_kinds(chat):
+    found = kinds(chat, "Anna Vells", 0)
+    assert sorted(found) == ["poets", "writers"]
+    assert neighbours(chat, "Anna Vells", found, lambda x: "Mill" in x, 0) == ["Otto Brandt"]
+    assert kinds(chat, "Ida Moll", 0) == ["names"]  # the model says of nothing that she is one
+
+
+def test_neighbours_and_what_belongs_to_them_are_kept_in_the_forms_of_what_is_forgotten(chat):
+    task = subject_task(chat, "Anna Vells", revealed("In 1871 Anna Vells wrote The Mill in Ostrava."))
+    retain = {e.prompt for e in task.retain}
+    lives = {form.format(s="Otto Brandt") for form in module._ABOUT}
+    assert len(lives & retain) == beside.LIFE_FORMS
+    for work in ("The Gate", "Red Water"):
+        assert len({form.format(x=work) for form in module._QUESTIONS} & retain) >= beside.WORK_FORMS
+    assert not any("A Night in Ash" in p for p in retain)  # which is hers, whoever's list it is on
 
 
 @pytest.mark.parametrize(
@@ -141,6 +164,6 @@ def test_who_is_spoken_of(text, name, speaks):
 
 
 def test_what_is_the_subject_itself():
-    assert module._of("Anna", "Anna Vells")
-    assert module._of("Mrs. Vells", "Anna Vells")
-    assert not module._of("Ann", "Anna Vells")
+    assert belongs("Anna", "Anna Vells")
+    assert belongs("Mrs. Vells", "Anna Vells")
+    assert not belongs("Ann", "Anna Vells")
