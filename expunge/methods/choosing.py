@@ -6,12 +6,14 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..data.examples import RELEVANT, Example, ForgetTask
 from ..data.prompts import rewrites
+from ..edits import Edit
 from ..errors import InputError
 from ..evaluation.likelihood import rows_loss, token_loss
 from ..evaluation.text import rouge_recall
@@ -22,7 +24,7 @@ LONGEST = 200  # tokens of an answer to a held-out row
 LEAST_KEPT = 48  # at least so many of one to a row to keep, where its true answer is shorter
 SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
-CERTAIN = 0.1  # nats a token, the least that a limit on a likelihood goes by
+CERTAIN = 0.25  # nats a token, the least that a limit on a likelihood goes by
 KIND = 100  # retain rows of a group from which on it is looked at by itself
 
 
@@ -90,10 +92,19 @@ class HeldOut:
 
 
 def figures(
-    chat: ChatModel, task: ForgetTask, held: HeldOut, config: Choosing, limits: Limits | None = None
+    chat: ChatModel,
+    task: ForgetTask,
+    held: HeldOut,
+    config: Choosing,
+    limits: Limits | None = None,
+    less: Edit | None = None,
 ) -> Figures:
     """What the held-out rows say of the model as it stands. Likelihoods come first, and what is left of what is forgotten
-    last: it takes most of the time, and is not looked at where what is kept is outside the limits."""
+    last: it takes most of the time, and is not looked at where what is kept is outside the limits.
+
+    Args:
+        less: an edit on top, with which what is left is looked at.
+    """
     prompts = chat.prompt_ids([e.prompt for e in held.keep])
     own = token_loss(score_answers(chat, prompts, held.said))
     found = Figures(None, None, (own, *(rows_loss(chat, rows) for rows in held.retain)))
@@ -107,13 +118,14 @@ def figures(
     if limits and not limits.hold(found):
         return found
     prompts = chat.prompt_ids([e.prompt for e in held.forget])
-    if task.relevance:
-        asked = [p for p in prompts for _ in range(config.answers)]
-        texts = [g.text for g in sampled(chat, asked, tokens, seed=config.seed)]
-        shown = list(task.relevance(texts))
-    else:
-        texts = [g.text for g in greedy(chat, prompts, tokens)]
-        shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
+    with less.applied(chat, check=False) if less else nullcontext():
+        if task.relevance:
+            asked = [p for p in prompts for _ in range(config.answers)]
+            texts = [g.text for g in sampled(chat, asked, tokens, seed=config.seed)]
+            shown = list(task.relevance(texts))
+        else:
+            texts = [g.text for g in greedy(chat, prompts, tokens)]
+            shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
     return replace(found, forget=sum(shown) / len(shown))
 
 

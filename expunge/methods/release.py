@@ -44,7 +44,7 @@ class ReleaseConfig(TrainConfig, Choosing):
         1500, ge=1, description="retain rows, likewise; those of the forget rows' own prompts come first"
     )
     forget_steps: tuple[PositiveFloat, ...] = Field(
-        (2.0, 1.5, 1.0, 0.5, 0.25), min_length=1, description="lambda_f to choose from, the largest within the limits"
+        (2.0, 1.5, 1.0, 0.75, 0.5, 0.25), min_length=1, description="lambda_f to choose from, the largest within the limits"
     )
     retain_steps: tuple[float, ...] = Field(
         (1.0, 0.5), min_length=1, description="lambda_r to choose from, relative to lambda_f"
@@ -57,6 +57,13 @@ class ReleaseConfig(TrainConfig, Choosing):
         True,
         description="from the second round on, train on what the model still says to the forget prompts, where relevance "
         "is known",
+    )
+    share: float = Field(
+        0.7,
+        gt=0,
+        le=1,
+        description="where relevance is known: of all steps, with which what is left is looked at and what the model still "
+        "says is drawn, as other prompts than the rows' are forgotten less",
     )
     target: float = Field(
         0.01, ge=0, description="what is left of forgetting at which it is enough, relative to before"
@@ -89,11 +96,14 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     if config.adapter == "full":
         raise InputError("reveal-release adds and subtracts LoRA modules; adapter=full is not one")
     forget, forget_held = forget_split(task, config)
-    kinds = split_by_kind(task.retain, config)
-    retain = [e for fit, _ in kinds.values() for e in fit]
+    # What is said after the forget rows' own prompts is to change; how likely all of it stays is no limit.
+    asked = {e.prompt for e in task.forget}
+    apart = [e for e in task.retain if e.prompt not in asked] or task.retain
+    kinds = split_by_kind(apart, config)
     retain_held = [e for _, held in kinds.values() for e in held]
+    retain = [e for e in task.retain if e not in set(retain_held)]
     # A behaviour's rows to keep are the model's own answers, to which ROUGE-1 is low whatever happens.
-    general = general_split()[0][-config.most_held_out :] if task.relevance else ()
+    general = general_split()[0][-2 * config.most_held_out :] if task.relevance else ()
     others = task.validation[: config.most_held_out] or general
     keep = others or random.Random(config.seed).sample(retain_held, min(len(retain_held), config.most_held_out))
     longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))
@@ -108,8 +118,10 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         )
     limits = Limits.of(before, config)
 
-    def look() -> Figures:
-        return figures(chat, task, held, config, limits)
+    def look(step: Edit) -> Figures:
+        """With the step, which is applied; what is left, where relevance is known, at `share` of all steps."""
+        steps = current.compose(step) if current else step
+        return figures(chat, task, held, config, limits, _less(steps, config) if task.relevance else None)
 
     current: Edit | None = None
     best, taken = None, 0  # the edit of the best round, and how many rounds are in it
@@ -119,11 +131,16 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         try:
             with current.applied(chat) if current else nullcontext():
                 again = config.reveal_again and task.relevance and number > 0
-                rows = _again(chat, task, forget, config, number) if again else forget
+                if again:
+                    assert current
+                    with _less(current, config).applied(chat, check=False):
+                        rows = _again(chat, task, forget, config, number)
+                else:
+                    rows = list(forget)
                 if not rows:
                     log.append({"rows": 0})  # the model no longer shows any of it
                     break
-                rows = random.Random(config.seed + number).sample(list(rows), min(len(rows), config.rows))
+                rows = random.Random(config.seed + number).sample(rows, min(len(rows), config.rows))
                 kept, gone = _modules(chat, rows, retain, config, number, progress)
                 step, chosen = _chosen(chat, kept, gone, config, left[-1], look)
         except Exception as e:  # whatever it is, memory that is full too: what was found is not lost
@@ -164,6 +181,11 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         **({"warnings": warnings} if warnings else {}),
     }
     return edit
+
+
+def _less(edit: Edit, config: ReleaseConfig) -> Edit:
+    """On top of an edit, what leaves `share` of it."""
+    return edit.times(config.share - 1)
 
 
 def _again(
@@ -244,14 +266,14 @@ def _chosen(
     gone: Edit,
     config: ReleaseConfig,
     left: float,
-    look: Callable[[], Figures],
+    look: Callable[[Edit], Figures],
 ) -> tuple[Edit | None, dict[str, Any]]:
     """(the step, what was tried): with the largest lambda_f at which any lambda_r stays within the limits and forgets
     something, and of these lambda_r the one with the least left of what is forgotten. Where none forgets, the one within
     the limits with the least left; None where none is within them.
 
     Args:
-        left: of what is forgotten, before the step. look: at the model as it stands.
+        left: of what is forgotten, before the step. look: at the model with a step, which is applied.
     """
     tried: list[dict[str, Any]] = []
     best: tuple[float, Edit, dict[str, Any]] | None = None
@@ -261,7 +283,7 @@ def _chosen(
             if kept and retain_step:
                 step = kept.times(retain_step * forget_step).compose(step)
             with step.applied(chat, check=False):  # both modules were just made on it
-                found = look()
+                found = look(step)
             tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found)})
             if found.forget is not None and (best is None or found.forget < best[0]):
                 best = found.forget, step, tried[-1]
