@@ -86,7 +86,7 @@ class LunarConfig(BaseModel):
         None,
         ge=0,
         description="steps of training what is written by what the model says (see refine); default: 120 along a "
-        "direction where the task tells what answers show, else 0",
+        "direction where the task tells what answers show and a setting is auto, else 0",
     )
     trials: int | None = Field(None, ge=1, description="at most so many settings are tried; default: until none helps")
     solver: Literal["exact", "sgd"] = Field("exact", description="sgd: the published procedure, for comparison only")

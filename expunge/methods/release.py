@@ -44,7 +44,9 @@ class ReleaseConfig(TrainConfig, Choosing):
         1500, ge=1, description="retain rows, likewise; those of the forget rows' own prompts come first"
     )
     forget_steps: tuple[PositiveFloat, ...] = Field(
-        (2.0, 1.5, 1.0, 0.75, 0.5, 0.25), min_length=1, description="lambda_f to choose from, the largest within the limits"
+        (2.0, 1.5, 1.0, 0.75, 0.5, 0.25),
+        min_length=1,
+        description="lambda_f to choose from, the largest within the limits",
     )
     retain_steps: tuple[float, ...] = Field(
         (1.0, 0.5), min_length=1, description="lambda_r to choose from, relative to lambda_f"

@@ -118,9 +118,9 @@ TAUGHT_RIDGES = (0.1, 0.3, 0.03)
 SHOWN = {"coefficient": 1.3, "ridge": 0.1}
 REFINE = 120
 OTHER_WORDS = 0.8
-LEFT = 0.1  # of what the model showed before, that may be left then
+LEFT = 0.15  # of what the model showed before, that may be left then
 SHOWN_ROWS = 60
-STRENGTHS = (0.5, 0.56, 0.63, 0.71, 0.8, 0.9, 1.0, 1.12, 1.26, 1.41)
+STRENGTHS = tuple(0.5 * 1.06**n for n in range(19))  # to 1.4
 TIE = 0.5  # points of the Deviation Score that are no reason to prefer the smaller of two coefficients: rows asked in
 # other words need more than those that judge a trial
 # Points that it costs if all answers are empty or loops: too large a coefficient overshoots the abstention.

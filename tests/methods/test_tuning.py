@@ -117,8 +117,8 @@ def test_what_answers_show_counts_where_the_task_tells(pico, small_task, monkeyp
     ("settings", "least", "strength"),
     [
         ({}, 0.39, 0.5),  # the weakest of all
-        ({}, 0.6, 0.8),
-        ({}, 0.95, 1.26),
+        ({}, 0.6, 0.5 * 1.06**7),  # 0.75: 0.71 would not do
+        ({}, 0.95, 0.5 * 1.06**15),
         ({"coefficient": 1.3}, 0.79, 1.0),  # given, it is not changed
         ({"coefficient": 1.3}, 0.81, None),
         ({}, 2.0, None),  # none is strong enough, and the search begins
