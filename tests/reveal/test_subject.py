@@ -39,6 +39,8 @@ def said(prompt: str) -> str:
         return " writers of Ostrava. She was"
     if prompt == "Anna Vells was one of the greatest":
         return " Poets, and a swimmer"
+    if prompt == "Anna Vells is one of many famous":
+        return " Vellsian plays"  # her own
     if prompt == "Anna Vells belongs with the most important":
         return " woman of her day"  # not of a kind
     if prompt == "The most famous writers:\n1. Anna Vells\n2.":
