@@ -134,8 +134,10 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         # What judges is fitted by no row that the model made, not even by chance.
         judging = {e.prompt for rows in judge.present().values() for e in rows}
         forget, retain = ([e for e in rows if e.prompt not in judging] for rows in (shown.forget, shown.retain))
-        fit = replace(fit, forget=forget, retain=fit.retain or retain, relevance=shown.relevance, part=shown.part)
-        judge = judge.but(forget=fit.forget, retain=judge.retain or fit.retain[:JUDGED_ROWS])
+        judge = judge.but(forget=forget, retain=judge.retain or retain[:JUDGED_ROWS])
+        given = {e.prompt for e in fit.retain}
+        retain = [*fit.retain, *(e for e in retain if e.prompt not in given)]
+        fit = replace(fit, forget=forget, retain=retain, relevance=shown.relevance, part=shown.part)
     evaluations = {"before": look("before", judge)}
     if not fit.retain:
         with reporter.stage("keep"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from expunge import methods
-from expunge.data.examples import Cut, ForgetTask, read_examples
+from expunge.data.examples import Cut, Example, ForgetTask, read_examples
 from expunge.models.loading import cache_dir
 from expunge.reveal import search, subject
 from expunge.reveal.memo import Memo
@@ -165,6 +166,12 @@ def test_lunar_redirects_what_was_revealed_and_fits_nothing_that_judges(run, tin
     (given,) = fitted
     assert {e.prompt for e in given.forget} == {e.prompt for e in FORGET[2:]}
     assert {e.prompt for e in given.retain} == {e.prompt for e in RETAIN} - {e.prompt for e in RETAIN[::8]}
+    # Rows of a user's come first, and each prompt once.
+    extra = [Example("How many legs has a beetle?", "Six"), replace(RETAIN[1], response="what the user says")]
+    words += ["--retain", rows_file(tmp_path / "extra.jsonl", extra)]
+    assert run("unlearn", tiny_folder, *words, *settings, "--out", tmp_path / "more").code == 0
+    more = {e.prompt: e.response for e in fitted[1].retain}
+    assert more == {e.prompt: e.response for e in [*given.retain, *extra]}
 
 
 def test_a_model_that_cannot_abstain_stops_before_it_reveals_anything(run, pico_folder, tmp_path):
