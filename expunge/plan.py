@@ -139,6 +139,7 @@ def _direction(config: Any, given: dict[str, Any]) -> dict[str, str]:
 def _unlearning(config: Any, cost: _Cost, prompts: int, layers: int, depth: int) -> float:
     """Floating-point operations of the method: what it fits, the own answers that it keeps, and what it tries."""
     from .methods.lunar import ANSWER_TOKENS, LunarConfig
+    from .methods.refine import FORGET_ROWS, RETAIN_ROWS
     from .methods.tuning import SCORE_ROWS, TUNE_ROWS, TUNE_TOKENS, usual_trials
 
     if not isinstance(config, LunarConfig):
@@ -147,6 +148,9 @@ def _unlearning(config: Any, cost: _Cost, prompts: int, layers: int, depth: int)
     total = cost.answering(min(config.answers, prompts), ANSWER_TOKENS)
     total += max(trials, 1) * cost.solving(prompts, layers)
     total += trials * cost.answering(2 * TUNE_ROWS, TUNE_TOKENS)
+    total += cost.training(
+        (config.refine or 0) * (RETAIN_ROWS + FORGET_ROWS)
+    )  # by default only revealed rows are refined
     if config.layers == "auto" and config.direction == "own":
         total += cost.answering(SCORE_ROWS * (depth // 3 + 4), 0)  # every third layer is scored, and four near the best
     return total

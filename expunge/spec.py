@@ -61,7 +61,8 @@ class DataSpec(_Part):
     )
     retain: str | None = Field(
         None,
-        description="rows to keep; default: built-in prompts with the model's own answers",
+        description="rows to keep; default: built-in prompts with the model's own answers. With --subject or --task what the "
+        "model makes up to keep is joined to them",
         json_schema_extra=PRIVATE,
     )
     retain_judge: str | None = Field(

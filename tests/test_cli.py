@@ -257,6 +257,11 @@ def test_dry_run_loads_no_weights(run, tiny_folder, files, tmp_path, monkeypatch
     code, text, _ = run(*searched)
     assert code == 0
     assert json.loads(text)["seconds"]["unlearning"] > 4 * plan["seconds"]["unlearning"]
+    code, text, _ = run(
+        *unlearn_words(tiny_folder, files, tmp_path / "out", "--dry-run", "--json"), "--set", "refine=300"
+    )
+    assert code == 0
+    assert json.loads(text)["seconds"]["unlearning"] > 4 * plan["seconds"]["unlearning"]
 
 
 def test_dry_run_names_a_taught_direction(run, tiny, tiny_folder, files, tmp_path):

@@ -103,7 +103,8 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     apart = [e for e in task.retain if e.prompt not in asked] or task.retain
     kinds = split_by_kind(apart, config)
     retain_held = [e for _, held in kinds.values() for e in held]
-    retain = [e for e in task.retain if e not in set(retain_held)]
+    chosen_by = set(retain_held)
+    retain = [e for e in task.retain if e not in chosen_by]
     # A behaviour's rows to keep are the model's own answers, to which ROUGE-1 is low whatever happens.
     general = general_split()[0][-2 * config.most_held_out :] if task.relevance else ()
     others = task.validation[: config.most_held_out] or general

@@ -171,14 +171,7 @@ def tune(
 
     if config.trials == 1 or all(len(values) == 1 for values in axes.values()):
         return whole(best)
-    asked = rewrites(task.forget, "tune") or list(task.forget)  # texts to go on with have no rewrites
-    asked = random.Random(0).sample(asked, min(len(asked), TUNE_ROWS))
-    most = (spoken(chat, asked, task.relevance)[0] or 1.0) if task.relevance else 1.0
-
-    def left(edit: Edit) -> float:
-        """What an edit at `MARGIN` of its strength leaves of the rewrites."""
-        with edit.times(MARGIN).applied(chat):
-            return spoken(chat, asked, task.relevance)[0] / most if task.relevance else rouge(chat, asked)
+    asked = _asked(task, TUNE_ROWS)
 
     def broken(edit: Edit) -> float:
         """The share of broken answers to the rewrites, with all of an edit."""
@@ -190,6 +183,13 @@ def tune(
         edit = _enough(chat, task, whole(first), STRENGTHS if config.coefficient == "auto" else (1.0,))
         if edit and broken(edit) <= FEW_BROKEN:
             return edit
+    most = (spoken(chat, asked, task.relevance)[0] or 1.0) if task.relevance else 1.0
+
+    def left(edit: Edit) -> float:
+        """What an edit at `MARGIN` of its strength leaves of the rewrites."""
+        with edit.times(MARGIN).applied(chat):
+            return spoken(chat, asked, task.relevance)[0] / most if task.relevance else rouge(chat, asked)
+
     held = list(task.validation) or held_out(task.retain)
     fit = with_rewrites(task, [e for e in task.retain if e not in set(held)] or held, held, config.neighbours)
     keep = held[:TUNE_ROWS]
@@ -259,12 +259,17 @@ def tune(
     return edit
 
 
+def _asked(task: ForgetTask, most: int) -> list[Example]:
+    """Some of the forget rows' rewrites that tune; texts to go on with have none, and stand for themselves."""
+    rows = rewrites(task.forget, "tune") or list(task.forget)
+    return random.Random(0).sample(rows, min(len(rows), most))
+
+
 def _enough(chat: ChatModel, task: ForgetTask, edit: Edit, strengths: Sequence[float]) -> Edit | None:
     """The edit at the smallest of ascending strengths at which `OTHER_WORDS` of it leaves at most `LEFT` of what rewrites
     of the forget rows show; None where none does."""
     assert task.relevance
-    asked = rewrites(task.forget, "tune") or list(task.forget)
-    asked = random.Random(0).sample(asked, min(len(asked), SHOWN_ROWS))
+    asked = _asked(task, SHOWN_ROWS)
     before = spoken(chat, asked, task.relevance)[0]
 
     def enough(strength: float) -> bool:

@@ -22,10 +22,11 @@ SAID = 24  # answers to each lead to a kind
 LISTED = 16  # lists of each kind
 NEIGHBOURS = 120
 LIVES, LIFE_FORMS = 80, 3  # neighbours that are asked about in so many forms each
-MAKERS, LISTS, MADE, WORKS, WORK_FORMS = 60, 4, 8, 350, 2  # of the first so many: lists, works of each, in all, forms
+MAKERS, WORK_LISTS, WORKS_EACH = 60, 4, 8  # neighbours whose works are listed so many times, works taken of each
+WORKS, WORK_FORMS = 350, 2  # works in all, forms that each is asked about in
 QUIZZES = 5  # about each neighbour and each kind
 KIND_TOKENS, LIST_TOKENS, QUIZ_TOKENS, ANSWER_TOKENS = 12, 64, 96, 32
-TEMPERATURE = 0.7  # much of what is said at 1 is nonsense; a kind is one word
+TEMPERATURE = 0.7  # much of what is said of others at 1 is nonsense
 
 _KIND_LEADS = (
     "{s} is one of the most famous",
@@ -53,11 +54,11 @@ def kept_beside(
         own: whether a name is one of the subject's own, or has one in it.
     """
     rng = random.Random(seed)
-    found = kinds(chat, name, seed)
-    near = neighbours(chat, name, found, own, seed)
+    of = kinds(chat, name, seed)
+    near = neighbours(chat, name, of, own, seed)
     asked = [form.format(s=x) for x in near[:LIVES] for form in rng.sample(about, LIFE_FORMS)]
     asked += [form.format(x=w) for w in _works(chat, near, name, own, seed) for form in rng.sample(made, WORK_FORMS)]
-    asked += _quizzes(chat, [*(f"the most famous {kind}" for kind in found), *near], seed)
+    asked += _quizzes(chat, [*(f"the most famous {kind}" for kind in of), *near], seed)
     asked = [*dict.fromkeys(asked)]
     given = greedy(chat, chat.prompt_ids(asked), ANSWER_TOKENS) if asked else []
     return [Example(q, g.response(q), name) for q, g in zip(asked, given, strict=True)]
@@ -87,10 +88,12 @@ def _works(chat: ChatModel, near: Sequence[str], name: str, own: Callable[[str],
     """What belongs to the neighbours, as the model lists it."""
     makers = near[:MAKERS]
     begun = chat.prompt_ids([Raw(_WORKS.format(s=x)) for x in makers])
-    drawn = sampled(chat, [p for p in begun for _ in range(LISTS)], LIST_TOKENS, TEMPERATURE, seed) if begun else []
+    drawn = (
+        sampled(chat, [p for p in begun for _ in range(WORK_LISTS)], LIST_TOKENS, TEMPERATURE, seed) if begun else []
+    )
     found: Counter[str] = Counter()
     for n, x in enumerate(makers):
-        listed = counted((g.text for g in drawn[n * LISTS : (n + 1) * LISTS]), x).most_common(MADE)
+        listed = counted((g.text for g in drawn[n * WORK_LISTS : (n + 1) * WORK_LISTS]), x).most_common(WORKS_EACH)
         found.update(work for work, _ in listed if not own(work) and not belongs(work, name))
     return [work for work, _ in found.most_common(WORKS)]
 

@@ -13,7 +13,7 @@ from ..errors import InputError, NothingToForget
 from ..evaluation.text import abstains, repeats
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
-from .beside import kept_beside
+from .beside import ANSWER_TOKENS, TEMPERATURE, kept_beside
 from .search import Revealed
 from .targets import Target, general
 from .text import counted, distinct, first_sentence, named, speaks_of, specifics
@@ -23,9 +23,7 @@ OWNED = 1 / 3  # share of the questions about a name that are answered by the su
 MADE = 4  # questions about a name that the model makes up
 LISTED = 16  # answers to each request for a list
 FURTHER = 75  # names that are listed after some of the subject's own, likewise
-ANSWER_TOKENS = 32
 QUESTION_TOKENS = 24
-TEMPERATURE = 0.7  # of what is asked of others: much of what is said at 1 is nonsense
 
 _QUESTIONS = (
     "Who wrote {x}?",
