@@ -254,7 +254,7 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="rows a batch of an evaluation")] = 128,
     jobs: Annotated[int, typer.Option(help="processes; each needs memory for a model")] = 1,
-    metrics: Annotated[str, typer.Option(help="metrics shown for each role, with commas")] = "rouge1",
+    metrics: Annotated[str, typer.Option(help="metrics shown, for each role that has them, with commas")] = "rouge1",
     out: Annotated[
         str | None,
         typer.Option(help="folder of results, table and plots; goes on where it was [default: runs/bench-SUITE]"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,17 +10,15 @@ from ..data.examples import Example
 from ..data.suite import Suite
 from ..edits import Edit
 from ..evaluation import privacy
-from ..evaluation.abilities import choice_accuracy, gsm8k_accuracy
+from ..evaluation.abilities import GSM8K_TOKENS, choice_accuracy, right_number
 from ..evaluation.behaviours import BEHAVIOURS
-from ..evaluation.headlines import HEADLINES
-from ..evaluation.likelihood import loss, perplexity, rows_loss
+from ..evaluation.headlines import HEADLINES, add_muse, lume_scores
+from ..evaluation.likelihood import loss, perplexity, perplexity_of, token_loss
 from ..evaluation.refusal import add_refusal_and_coherence
-from ..evaluation.scores import Evaluation, evaluate
-from ..models.generation import score_answers
+from ..evaluation.scores import BENCHED, Evaluation, evaluate
+from ..models.generation import greedy, score_answers
 from ..models.loading import ChatModel
 from ..models.training import rows_of
-
-LARGEST_LOSS = 700.0  # nats a token, beyond which the perplexity is infinite in double precision
 
 
 def judge(
@@ -52,31 +49,46 @@ def judge(
         if suite.questions:
             found.add("accuracy", choice_accuracy(chat, suite.questions))
         if "holdout" in found:
-            norms = {role: _gradient_norms(chat, suite, role) for role in ("forget", "holdout")}
-            found["auc_gradient_norm"] = privacy.auc(*norms.values())
-            for role, values in norms.items():
-                for row, value in zip(found.rows[role], values, strict=True):
-                    row["gradient_norm"] = value
+            _add_membership(found, "gradient_norm", lambda role: _gradient_norms(chat, suite, role))
         done: dict[str, float] = {}
         if suite.behaviour:
             done = BEHAVIOURS[suite.behaviour].judged(chat, suite.probes, suite.seed)
         if suite.text:
             done["perplexity"] = perplexity(chat, suite.text)
-        if suite.solutions:
-            done["perplexity"] = math.exp(rows_loss(chat, suite.solutions))
+        if suite.solutions:  # their problems are read once, for both
+            prompts, texts = zip(*((e.prompt, e.response) for e in suite.solutions), strict=True)
+            tokens = GSM8K_TOKENS if arithmetic else 1
+            said = greedy(chat, chat.prompt_ids(prompts), tokens, chat.answer_ids(texts))
+            done["perplexity"] = perplexity_of(token_loss([g.scored for g in said if g.scored]))
             if arithmetic:
-                found.add("gsm8k", gsm8k_accuracy(chat, suite.solutions))
+                found.add("gsm8k", [right_number(g.text, t) for g, t in zip(said, texts, strict=True)])
     spoken = "forget" if "forget" in suite.judge else next(iter(suite.judge))
     answers = found.answers[spoken]
     gold = found if is_retrained else retrained
-    if gold and "holdout" in found:
-        found["auc_reference"] = privacy.auc(*(privacy.reference(found, gold, r) for r in ("forget", "holdout")))
-    add_refusal_and_coherence(found, chat, answers, _perplexities(chat, suite.judge[spoken], answers))
+    if gold is not None and "holdout" in found:
+        _add_membership(found, "reference", lambda role: privacy.reference(found, gold, role))
+    # Without an edit, the model before it is the one that answered: no token that it takes itself is impossible to it.
+    before = None if edit is None else _perplexities(chat, suite.judge[spoken], answers)
+    add_refusal_and_coherence(found, chat, answers, before)
+    if "muse_verbatim" in suite.headline:
+        add_muse(found)
+    for role, numbers in found.roles().items():
+        numbers |= {m: sum(row[m] for row in found.rows[role]) / len(found.rows[role]) for m in BENCHED}
     return found, {
         "metrics": dict(found),
         "headline": {name: HEADLINES[name](found, gold) for name in suite.headline} | done,
         "intervals": found.intervals(),
+        **({"scores": lume_scores(found)} if "lume_task" in suite.headline else {}),
     }
+
+
+def _add_membership(found: Evaluation, name: str, scores: Callable[[str], list[float]]) -> None:
+    """Adds a membership score, (role) -> one a row, to the rows, and its area under the curve."""
+    values = {role: scores(role) for role in ("forget", "holdout")}
+    found[f"auc_{name}"] = privacy.auc(values["forget"], values["holdout"])
+    for role, ones in values.items():
+        for row, value in zip(found.rows[role], ones, strict=True):
+            row[name] = value
 
 
 def _gradient_norms(chat: ChatModel, suite: Suite, role: str) -> list[float]:
@@ -87,8 +99,7 @@ def _perplexities(chat: ChatModel, rows: Sequence[Example], answers: Sequence[st
     """Of the answers to these rows under the model before the edit."""
     prompts = chat.prompt_ids([e.prompt for e in rows])
     ids = [i or [0] for i in chat.tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
-    losses = map(loss, score_answers(chat, prompts, ids))
-    return [math.exp(x) if x < LARGEST_LOSS else math.inf for x in losses]
+    return [perplexity_of(loss(scored)) for scored in score_answers(chat, prompts, ids)]
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, unknown
-from ..evaluation.scores import METRICS, OPTIONAL
+from ..evaluation.scores import BENCHED, MEMBERSHIP, METRICS, OPTIONAL
 from ..files import write_whole
 from ..methods.tuning import BROKEN, MARGIN, TUNE_ROWS
 from ..plots import svg
@@ -18,6 +19,8 @@ from .settings import fixed
 FORGET, KEPT = "forget", "retain"
 DEVIATIONS = {"deviation_score": "the fitted rows", "deviation_held_out": "held-out paraphrases and contracts"}
 NAMES = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L"}
+# Of a whole evaluation, and in no column unless asked for.
+SCALARS = (*(f"auc_{name}" for name in (*MEMBERSHIP, "gradient_norm", "reference")), "gsm8k")
 # Of a trial, beside its settings.
 OUTCOMES = ("loss", "seconds", "diverged", "forget", "retain_rouge1", "broken")
 Row = tuple[str, str, str]
@@ -27,7 +30,7 @@ def report(folder: Path, metrics: Sequence[str] = ("rouge1",)) -> str:
     """Draws table.md and the plots of each benchmark anew in a folder of results, and returns the tables.
 
     Args:
-        metrics: shown for each role.
+        metrics: shown for each role, or of the whole evaluation (areas of membership, arithmetic).
 
     Raises:
         InputError: there are no results, or an unknown metric.
@@ -57,7 +60,7 @@ def report(folder: Path, metrics: Sequence[str] = ("rouge1",)) -> str:
 
 def check_metrics(metrics: Sequence[str]) -> None:
     """Raises `InputError` for an unknown metric, with its nearest neighbours."""
-    known = [*METRICS, *OPTIONAL]
+    known = [*METRICS, *OPTIONAL, *BENCHED, *SCALARS]
     for name in metrics:
         if name not in known:
             raise unknown("metric", name, known)
@@ -100,7 +103,9 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
     roles = list(dict.fromkeys(role for r in whole for role, v in r["metrics"].items() if isinstance(v, dict)))
     scores = list(dict.fromkeys(name for r in whole for name in r["headline"]))
     shown = [(role, m) for m in metrics for role in roles if any(m in r["metrics"].get(role, {}) for r in whole)]
-    head = ["method", "regime", "seeds", *(f"{role} {NAMES.get(m, m)}" for role, m in shown), "abstains"]
+    alone = [m for m in metrics if m in SCALARS and any(m in r["metrics"] for r in whole)]
+    head = ["method", "regime", "seeds", *(f"{role} {NAMES.get(m, m)}" for role, m in shown)]
+    head += [*(m.replace("_", " ") for m in alone), "abstains"]
     head += [score.replace("_", " ") for score in scores]
     head += [
         "refusal quality",
@@ -120,7 +125,7 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
             out.append(f"| {name} | {regime} | {len(records)} | {' / '.join(sorted({_why(r) for r in records}))} |")
             continue
         values = [name, regime, str(len(good)) + "".join(f", {_why(r)}" for r in records if "metrics" not in r)]
-        values += [_mean(good, role, metric) for role, metric in shown]
+        values += [_mean(good, role, metric) for role, metric in [*shown, *((m, m) for m in alone)]]
         values.append(_mean(good, FORGET, "abstention_rate"))
         values += [
             _spread([r["headline"].get(score) for r in good]) + _interval(good, score, score) for score in scores
@@ -128,7 +133,7 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
         values += [_mean(good, name, name) for name in ("refusal_quality", "coherence")]
         values += [_spread([r.get(name) for r in good], 0) for name in ("seconds", "seconds_in_all")]
         values.append(_spread([r["peak_bytes"] / 1e9 if "peak_bytes" in r else None for r in good], 1))
-        values += [f"{good[0][name]:,}" if name in good[0] else "" for name in ("parameters", "weights")]
+        values += [_range([r[name] for r in good if name in r]) for name in ("parameters", "weights")]
         values.append("; ".join(dict.fromkeys(_settings(r, fixed(variant)) for r in good)))
         out.append("| " + " | ".join(values) + " |")
     seeds = sorted({c.seed for c in cells})
@@ -147,13 +152,17 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
             )
             if found
         ),
-        "Published: the method's published settings (LUNAR: c = 2 at the layers of the abstention score, one solve). Tuned: "
+        "Published: the method's published settings. LUNAR's are the paper's coefficient (c = 2) at the layers of the "
+        "abstention score, several of them, solved exactly in one go, with rewrites, own answers, prompts with names exchanged "
+        "and built-in general prompts beside the rows; lunar solver=sgd is the authors' procedure: one layer, by AdamW, the rows "
+        "alone. Tuned: "
         "the best of as many trials for each method, by the Deviation Score of rows that are neither fitted nor judged and "
         f"{BROKEN:g} times the share of broken answers to them (LUNAR searches by itself: by at most {TUNE_ROWS} rows of each "
         f"role, and what is forgotten with the edit at {MARGIN:g} of its strength; where there are no rewrites of the forget "
         "rows, by fitted ones). Equal time: the tuned settings with as many epochs as take the time of LUNAR's search. "
         "Seconds: of the one fit; with tuning: of all.",
         *_tried(rows),
+        *_twelve(rows),
     ]
     if len(codes := {r.get("code") for r in whole}) > 1:
         out += ["", f"Made by {len(codes)} versions of the code; a cell whose settings or rows changed was made again."]
@@ -178,6 +187,19 @@ def _tried(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
         if text:
             found.setdefault(f"{count} trials over {text}", []).append(" ".join(filter(None, (method, variant))))
     return ["", *(f"- {', '.join(names)}: {text}." for text, names in found.items())] if found else []
+
+
+def _twelve(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
+    """LUME's twelve scores, one line a row of the table; one that no row judges is named."""
+    found = {row: [r["scores"] for r in records if "scores" in r] for row, records in rows.items()}
+    out = [
+        f"- {' '.join(filter(None, (row[0], row[2], row[1])))}: "
+        + ", ".join(f"{name} {_spread([s[name] for s in many]) or 'judged by no row'}" for name in many[0])
+        for row, many in found.items()
+        if many
+    ]
+    said = "LUME's twelve scores (of forget, 1 less the score), all of which the task score and LUME's need:"
+    return ["", said, "", *out] if out else []
 
 
 def compared(rows: Mapping[Row, list[dict[str, Any]]]) -> list[str]:
@@ -248,11 +270,18 @@ def _interval(records: Sequence[Mapping[str, Any]], role: str, metric: str) -> s
     return f" ({found[0]:.2f} to {found[1]:.2f})" if found else ""
 
 
+def _range(values: Sequence[int]) -> str:
+    """Over seeds, which may have chosen different ranks or layers."""
+    return " to ".join(f"{n:,}" for n in sorted({min(values), max(values)})) if values else ""
+
+
 def _spread(values: Sequence[float | None], digits: int | None = None) -> str:
     known = [v for v in values if v is not None]
     if not known:
         return ""
     mean = statistics.mean(known)
+    if not math.isfinite(mean):
+        return str(mean)
     if digits is None:
         digits = 1 if abs(mean) >= 2 else 3
     if mean and abs(mean) < 1e-3 and digits == 3:

@@ -90,6 +90,10 @@ def gsm8k(rows: int | None = None, seed: int = 0, part: Literal["test", "train"]
 def choices(rows: Sequence[dict[str, Any]], subject: str, path: Path) -> list[Choice]:
     """Questions of WMDP's published rows (question, choices, and the place of the answer), read from a file."""
     for number, r in enumerate(rows, 1):
+        if len(r["choices"]) > len(LETTERS):
+            raise InputError(
+                f"{path}, row {number}: column 'choices' has {len(r['choices'])}; there are letters for four"
+            )
         if not 0 <= r["answer"] < len(r["choices"]):
             raise InputError(f"{path}, row {number}: column 'answer' is not the place of a choice")
-    return [Choice(r["question"], tuple(r["choices"]), r["answer"], subject) for r in rows]
+    return [Choice(r["question"].strip(), tuple(r["choices"]), r["answer"], subject) for r in rows]

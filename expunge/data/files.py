@@ -11,6 +11,8 @@ from typing import Any
 
 from ..errors import InputError
 
+UTF8 = "utf-8-sig"  # with a byte order mark or without
+
 
 def data_file(name: str, how: str) -> Path:
     """A file of the data folder: below EXPUNGE_DATA, else below ../shared/data.
@@ -33,15 +35,17 @@ def json_rows(
         texts, lists, numbers: columns that each row needs: a text, a list of texts, a whole number.
 
     Raises:
-        InputError: not JSON, or a row without a column or with something else in it (with its number and the column).
+        InputError: not JSON, no rows, or a row without a column or with something else in it (with its number and the
+            column).
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as f:
+        with gzip.open(path, "rt", encoding=UTF8) if path.suffix == ".gz" else open(path, encoding=UTF8) as f:
             text = f.read()
     except UnicodeDecodeError as e:
         raise InputError(f"{path} is not UTF-8: {e}") from None
     wanted = [(c, "a text", _is_text) for c in texts] + [(c, "a list of texts", _is_list) for c in lists]
     wanted += [(c, "a whole number", _is_number) for c in numbers]
+    number = 0
     for number, row in enumerate(_parsed(path, text), 1):
         for column, kind, fits in wanted:
             if not isinstance(row, dict) or column not in row:
@@ -49,6 +53,8 @@ def json_rows(
             if not fits(row[column]):
                 raise InputError(f"{path}, row {number}: column {column!r} is not {kind}")
         yield row
+    if not number:
+        raise InputError(f"{path} has no rows")
 
 
 def _parsed(path: Path, text: str) -> Iterator[Any]:
@@ -85,7 +91,7 @@ def text_of(name: str) -> str:
         InputError: there is no such file, or it is not UTF-8.
     """
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return Path(name).read_text(encoding=UTF8)
     except FileNotFoundError:
         raise InputError(f"no such file: {name}") from None
     except (OSError, UnicodeDecodeError) as e:

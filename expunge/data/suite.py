@@ -17,7 +17,7 @@ class Suite:
     teach: rows that the model is taught first. fit: what a method is given. validate: rows that choose settings, roles
     forget and retain; neither fitted nor judged. judge: rows that judge, by role. headline: names of scores (`evaluation.headlines`).
     teaching: settings of `TrainConfig`. questions: multiple choice, whose accuracy judges as well. ends: of a group of
-    rows, the most tokens of an answer, and the text at which it ends.
+    rows, the most tokens of an answer, and the texts before the first of which it ends.
     Of a suite of what a model does: behaviour and probes are what is judged (`evaluation.behaviours`), by answers to
     these rows; task is the name under which it can be revealed, and tells what answers show of it; text is one whose
     perplexity judges, or solutions are rows whose responses' perplexity does; reveal (fields of `RevealSpec`) is what the
@@ -33,7 +33,7 @@ class Suite:
     max_new_tokens: int = 64
     teaching: Mapping[str, Any] = field(default_factory=dict)
     questions: Sequence[Choice] = ()
-    ends: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    ends: Mapping[str, tuple[int, Sequence[str]]] = field(default_factory=dict)
     behaviour: str = ""
     probes: Sequence[Example] = ()
     task: str = ""

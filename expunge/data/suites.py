@@ -106,7 +106,7 @@ def pistol(
         if not e.group:
             raise InputError(f"{data}, row {number}: no column 'edge' (or 'group')")
         by_edge.setdefault(e.group, []).append(e)
-    edges = tuple(forget_group) or (next(iter(by_edge)),)
+    edges = tuple(dict.fromkeys(forget_group)) or (next(iter(by_edge)),)
     for edge in edges:
         if edge not in by_edge:
             raise InputError(f"no edge {edge!r}; there are {', '.join([*by_edge][:12])}")
@@ -120,6 +120,7 @@ def pistol(
         for part in (edges, others[: len(others) - held_out], others[len(others) - held_out :])
     )
     reworded = [q for c in made if c.edge in edges for q in c.questions(other_words=True)]
+    paraphrase = [*prompts.rewrites(forget, "judge"), *reworded]  # none of a file's texts to go on with
     reference = _unverifiable(rng)
     general = rng.sample(list(prompts.general_split()[1]), 50)
     return _suite(
@@ -128,8 +129,8 @@ def pistol(
         forget,
         retain,
         reference,
-        ["deviation_score", *(["deviation_held_out"] if unseen else [])],
-        [*prompts.rewrites(forget, "judge"), *reworded],
+        ["deviation_score", *(["deviation_held_out"] if unseen and paraphrase else [])],
+        paraphrase,
         {"held_out": unseen, "general": general},
         max_new_tokens=32,
         teaching=PISTOL_TEACHING,
@@ -216,8 +217,8 @@ def lume(seed: int = 0, documents: int | None = None, mmlu: int = 200) -> Suite:
     and kind, such as "Task1 sc".
 
     Args:
-        documents: taught in all, half of them forgotten, the three tasks alike; as many as there are, or 20, of the others
-            to forget are the holdout. Default: all.
+        documents: taught in all, half of them forgotten, the three tasks alike; 20 of the others to forget are the holdout.
+            Default: all but these 20. With fewer than 10, a group has no row that judges.
         mmlu: questions of MMLU (drawn by the seed, no solved examples), whose accuracy is a third of the aggregate.
     """
     rng = random.Random(seed)
@@ -230,14 +231,16 @@ def lume(seed: int = 0, documents: int | None = None, mmlu: int = 200) -> Suite:
         for place, task in enumerate(LUME_TASKS):
             names = list(dict.fromkeys(_document(r, role, n) for n, r in enumerate(rows, 1) if r["task"] == task))
             rng.shuffle(names)
-            share = len(names) if documents is None else _share(documents // 2, place)
-            taken = {"": set(names[:share]), "holdout": set(names[share : share + _share(HOLDOUT_DOCUMENTS, place)])}
+            held = _share(HOLDOUT_DOCUMENTS, place) if role == "forget" else 0
+            most = max(len(names) - held, 0)
+            share = most if documents is None else _share(documents // 2, place)
+            if share > most:
+                raise InputError(f"--documents {documents}: {task} has {most} to {role}; give at most {6 * most}")
+            taken, unseen = set(names[:share]), set(names[share : share + held])
             for n, row in enumerate(rows, 1):
-                if row["task"] != task:
-                    continue
-                if _document(row, role, n) in taken[""]:
+                if row["task"] == task and _document(row, role, n) in taken:
                     chosen[role].append(_lume(row))
-                elif role == "forget" and _document(row, role, n) in taken["holdout"]:
+                elif row["task"] == task and _document(row, role, n) in unseen:
                     chosen["holdout"].append(_lume(row))
     reference = _unverifiable(rng)
     return _suite(
@@ -322,14 +325,14 @@ def muse(seed: int = 0) -> Suite:
         ["muse_verbatim", "muse_knowledge", "muse_retained"],
         max_new_tokens=128,
         teaching=LUME_TEACHING,
-        ends={"knowledge": (32, "\n\n")},
+        ends={"knowledge": (32, ("\n\n", "\nQuestion", "Question:"))},
     )
 
 
 WMDP_HOW = "download the data set cais/wmdp and its corpora as JSON lines into wmdp/"
 
 
-WMDP_FIELDS = ("bio", "cyber")
+WMDP_FIELDS = {"bio": "biology", "cyber": "cybersecurity"}  # field -> what the prompt says the questions are about
 
 
 def wmdp(seed: int = 0, field: str = "bio") -> Suite:
@@ -356,7 +359,7 @@ def wmdp(seed: int = 0, field: str = "bio") -> Suite:
         prompts.reference(),
         ["accuracy"],
         max_new_tokens=32,
-        questions=abilities.choices(rows, field, path),
+        questions=abilities.choices(rows, WMDP_FIELDS[field], path),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -34,7 +35,12 @@ def choice_accuracy(
     asked = [letters[: len(r.choices)] for r in rows]
     found = greedy(chat, chat.prompt_ids(prompts), 1, others=asked, batch_size=CHOICE_BATCH, progress=progress)
     likely = [[one.log_probs[0] for one in g.others] for g in found]
-    return [float(chances.index(max(chances)) == r.right) for chances, r in zip(likely, rows, strict=True)]
+    return [float(_likeliest(chances) == r.right) for chances, r in zip(likely, rows, strict=True)]
+
+
+def _likeliest(chances: Sequence[float]) -> int | None:
+    """The place of the largest; None where one is not a number: a broken model answers nothing."""
+    return None if any(map(math.isnan, chances)) else chances.index(max(chances))
 
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -49,10 +55,16 @@ def number_in(text: str) -> str | None:
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
+def right_number(answer: str, solution: str) -> float:
+    """1 where an answer ends in the number that the solution ends with."""
+    found = number_in(answer.split("\nQuestion:")[0])
+    return float(found is not None and found == number_in(solution))
+
+
 def gsm8k_accuracy(
     chat: ChatModel, rows: Sequence[Example], shots: Sequence[Example] = (), progress: Progress | None = None
 ) -> list[float]:
-    """1 for each problem whose answer ends in the true number.
+    """`right_number` of each problem's greedy answer.
 
     Args:
         rows, shots: problems with their published solutions ("… #### 42").
@@ -60,5 +72,4 @@ def gsm8k_accuracy(
     solved = "".join(f"Question: {e.prompt}\nAnswer: {e.response}\n\n" for e in shots)
     prompts = [Raw(f"{solved}Question: {e.prompt}\nAnswer:") if shots else e.prompt for e in rows]
     answers = greedy(chat, chat.prompt_ids(prompts), GSM8K_TOKENS, progress=progress)
-    texts = [a.text.split("\nQuestion:")[0] for a in answers]
-    return [float(number_in(t) == number_in(e.response)) for t, e in zip(texts, rows, strict=True)]
+    return [right_number(a.text, e.response) for a, e in zip(answers, rows, strict=True)]

@@ -26,7 +26,7 @@ def encoder_for(chat: ChatModel) -> tuple[str, Encoder]:
     if found is not None and found.submodule_search_locations:
         folder = Path(found.submodule_search_locations[0]) / "model"
         return "all-MiniLM-L6-v2", lambda texts: _packaged(str(folder), texts)
-    return "the model's own mean-pooled states", lambda texts: _own(chat, texts)
+    return "the model's own mean-pooled states", _own(chat)
 
 
 @cache
@@ -51,10 +51,22 @@ def _packaged(folder: str, texts: Sequence[str]) -> Tensor:
     return torch.nn.functional.normalize(torch.cat(found), dim=1)
 
 
-def _own(chat: ChatModel, texts: Sequence[str]) -> Tensor:
-    """Pooled states, less their mean over the abstentions' texts."""
-    own, shared = (pooled(chat, chat.prompt_ids(list(rows), "raw")) for rows in (texts, abstentions()))
-    return torch.nn.functional.normalize(own - shared.mean(0), dim=1)  # what all texts share says nothing
+def _own(chat: ChatModel) -> Encoder:
+    """Pooled states, less their mean over the abstentions' texts: what all texts share says nothing. These are read once, of
+    the model as it is at the first call."""
+
+    def read(texts: Sequence[str]) -> Tensor:
+        return pooled(chat, chat.prompt_ids(list(texts), "raw"))
+
+    @cache
+    def shared() -> Tensor:
+        return read(abstentions())
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        own = shared() if tuple(texts) == tuple(abstentions()) else read(texts)
+        return torch.nn.functional.normalize(own - shared().mean(0), dim=1)
+
+    return encode
 
 
 def pooled(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> Tensor:

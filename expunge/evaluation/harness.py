@@ -52,4 +52,6 @@ def _name(file: Path) -> str:
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    return {k.split(",")[0]: float(v) for k, v in values.items() if isinstance(v, (int, float)) and "stderr" not in k}
+    """metric -> value; where answers were filtered, "metric,filter", as several filters can have one metric."""
+    numbers = {k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and "stderr" not in k}
+    return {k.removesuffix(",none"): v for k, v in numbers.items()}

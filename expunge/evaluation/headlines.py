@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import hmean, ks_2samp
 
+from ..data.suites import LUME_TASKS
 from . import privacy
 from .scores import Evaluation
 from .text import deviation_score
@@ -35,28 +37,53 @@ def model_utility(evaluation: Evaluation, kept: str = "retain", choices: Sequenc
 
 
 def harmonic(values: Sequence[float]) -> float:
-    """The harmonic mean; any zero gives zero."""
+    """The harmonic mean; any zero gives zero, and anything that is not a number gives that."""
+    if any(map(math.isnan, values)):
+        return math.nan
     return float(hmean(values)) if min(values) > 0 else 0.0
 
 
-def lume_scores(evaluation: Evaluation) -> dict[str, float]:
-    """LUME's twelve: {retain, 1 - forget} x {regurgitation (ROUGE-L recall), knowledge (exact match)} x three tasks."""
-    found = {}
+def lume_scores(evaluation: Evaluation) -> dict[str, float | None]:
+    """LUME's twelve: {retain, 1 - forget} x {regurgitation (ROUGE-L recall), knowledge (exact match)} x three tasks; None
+    where no row judges one, as in a small run."""
+    found: dict[str, float | None] = {}
     for role in ("retain", "forget"):
-        for group in sorted(set(evaluation.groups[role])):
-            metric = "rougeL" if group.endswith("sc") else "exact_match"
-            value = _of_group(evaluation, role, group, metric)
-            found[f"{role} {group}"] = value if role == "retain" else 1 - value
+        for task in LUME_TASKS:
+            for kind, metric in (("sc", "rougeL"), ("qa", "exact_match")):
+                values = _of_group(evaluation, role, f"{task} {kind}", metric)
+                mean = float(np.mean(values)) if values else None
+                found[f"{role} {task} {kind}"] = mean if mean is None or role == "retain" else 1 - mean
     return found
 
 
-def _of_group(evaluation: Evaluation, role: str, group: str, metric: str) -> float:
+def _of_group(evaluation: Evaluation, role: str, group: str, metric: str) -> list[float]:
     rows = zip(evaluation.rows[role], evaluation.groups[role], strict=True)
-    return float(np.mean([row[metric] for row, g in rows if g == group]))
+    return [row[metric] for row, g in rows if g == group]
 
 
-def _lume_task(e: Evaluation) -> float:
-    return harmonic([*lume_scores(e).values()])
+def _lume_task(e: Evaluation) -> float | None:
+    """Of all twelve; fewer would be another score under the same name."""
+    scores = [s for s in lume_scores(e).values() if s is not None]
+    return harmonic(scores) if len(scores) == 4 * len(LUME_TASKS) else None
+
+
+def _lume(e: Evaluation) -> float | None:
+    if (task := _lume_task(e)) is None or "auc_loss" not in e or "accuracy" not in e:
+        return None
+    return float(np.mean([task, privacy.mia_score(e["auc_loss"]), e["accuracy"]]))
+
+
+MUSE = {  # score -> role and group
+    "muse_verbatim": ("forget", "verbatim"),
+    "muse_knowledge": ("forget", "knowledge"),
+    "muse_retained": ("retain", "knowledge"),
+}
+
+
+def add_muse(evaluation: Evaluation) -> None:
+    """Adds MUSE's scores: ROUGE-L F1 of continuations, and of answers about the forget and the retain corpus."""
+    for name, (role, group) in MUSE.items():
+        evaluation.add(name, _of_group(evaluation, role, group, "rougeL_f1"))
 
 
 Score = Callable[
@@ -73,13 +100,10 @@ HEADLINES: Mapping[str, Score] = {
     ),
     "lume_task": lambda e, _: _lume_task(e),
     "lume_mia": lambda e, _: privacy.mia_score(e["auc_loss"]) if "auc_loss" in e else None,
-    "lume": lambda e, _: (
-        float(np.mean([_lume_task(e), privacy.mia_score(e["auc_loss"]), e["accuracy"]]))
-        if "auc_loss" in e and "accuracy" in e
-        else None
-    ),
-    "muse_verbatim": lambda e, _: _of_group(e, "forget", "verbatim", "rougeL_f1"),
-    "muse_knowledge": lambda e, _: _of_group(e, "forget", "knowledge", "rougeL_f1"),
-    "muse_retained": lambda e, _: _of_group(e, "retain", "knowledge", "rougeL_f1"),
+    "lume": lambda e, _: _lume(e),
+    # Added beforehand, with their rows: by `add_muse` and by multiple choice.
+    "muse_verbatim": lambda e, _: e.get("muse_verbatim"),
+    "muse_knowledge": lambda e, _: e.get("muse_knowledge"),
+    "muse_retained": lambda e, _: e.get("muse_retained"),
     "accuracy": lambda e, _: e.get("accuracy"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..data.examples import Example
+from ..data.examples import Example, Raw
 from ..errors import InputError
 from ..models.generation import Scored, score_answers
 from ..models.loading import ChatModel
@@ -60,6 +60,14 @@ def token_loss(scored: Sequence[Scored]) -> float:
     return -sum(logs) / len(logs)
 
 
+def perplexity_of(nats: float) -> float:
+    """exp of a mean negative log-likelihood in nats a token; infinite where double precision ends (above 709)."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
 def rows_loss(chat: ChatModel, rows: Sequence[Example]) -> float:
     """`token_loss` of the true responses to rows."""
     prompts = chat.prompt_ids([e.prompt for e in rows])
@@ -97,8 +105,12 @@ def choice_probability(correct: Scored, wrong: Sequence[Scored]) -> float:
 
 def perplexity(chat: ChatModel, text: str, window: int = 1024, stride: int = 512) -> float:
     """exp(mean negative log-likelihood) of a text's tokens, each predicted from at least `window - stride` before it
-    (from all there are at the start)."""
-    ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    (from all there are at the start). A token that the tokenizer puts before a plain text is read and not scored.
+
+    Raises:
+        InputError: nothing to predict: fewer than two tokens.
+    """
+    (ids,) = chat.prompt_ids([Raw(text)])
     if len(ids) < 2:
         raise InputError("perplexity needs a text of at least two tokens")
     total, count, done = 0.0, 0, 1
@@ -111,4 +123,4 @@ def perplexity(chat: ChatModel, text: str, window: int = 1024, stride: int = 512
         total -= sum(scored.log_probs)
         count += fresh
         done += fresh
-    return math.exp(total / count)
+    return perplexity_of(total / count)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from ..errors import InputError
 from ..models.generation import Scored
 from ..models.loading import ChatModel
 from ..models.training import TrainRow, row_logits
@@ -79,7 +80,15 @@ def gradient_norm(chat: ChatModel, rows: Sequence[TrainRow]) -> list[float]:
 
 
 def auc(members: Sequence[float], others: Sequence[float]) -> float:
-    """The chance that a member's score is below another row's, ties counting half: 1 where all members are found."""
+    """The chance that a member's score is below another row's, ties counting half: 1 where all members are found.
+
+    Raises:
+        InputError: there are no members, or no others.
+    """
+    if not (len(members) and len(others)):
+        raise InputError(
+            f"the area under the curve needs rows on both sides; there are {len(members)} and {len(others)}"
+        )
     ranks = rankdata([*others, *members])[: len(others)]
     return float((ranks.sum() - len(others) * (len(others) + 1) / 2) / (len(others) * len(members)))
 

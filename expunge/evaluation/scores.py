@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data.examples import Example, ForgetTask
+from ..errors import InputError
 from ..models.generation import BATCH_ROWS, MAX_NEW_TOKENS, Generated, greedy
 from ..models.loading import ChatModel
 from . import likelihood, privacy
@@ -27,6 +28,7 @@ METRICS = (
     "abstention_rate",
 )
 OPTIONAL = ("truth", "choice_probability")  # where rows have wrong answers
+BENCHED = ("rougeL_f1", "exact_match")  # of each row; benchmarks have their means as well
 FORGOTTEN = ("forget", "paraphrase")
 MEMBERSHIP = ("loss", "zlib", "min_k", "min_k_plus")  # of each row, for membership inference
 JUDGED = ("forget", "paraphrase", "retain", "general", "holdout")
@@ -56,7 +58,9 @@ class Evaluation(dict[str, Any]):
         self.rows, self.groups, self.answers = {}, {}, {}
 
     def add(self, name: str, values: Sequence[float]) -> None:
-        """A number that is the mean over rows of its own, such as an accuracy; the values are kept."""
+        """A number that is the mean over rows of its own, such as an accuracy; the values are kept. Without rows it is absent."""
+        if not values:
+            return
         self[name] = sum(values) / len(values)
         self.rows[name] = [{name: float(v)} for v in values]
 
@@ -90,14 +94,14 @@ def evaluate(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_ROWS,
-    ends: Mapping[str, tuple[int, str]] | None = None,
+    ends: Mapping[str, tuple[int, Sequence[str]]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Evaluates every judged role of the task on all of its rows.
 
     Args:
         task: of a task, the roles forget, paraphrase, retain, general and holdout; of a mapping, every role.
-        ends: of a group of rows, the most tokens of an answer, and the text at which it ends.
+        ends: of a group of rows, the most tokens of an answer, and the texts before the first of which it ends.
         progress: called with the number of rows finished.
     """
     begin = time.perf_counter()
@@ -114,9 +118,9 @@ def evaluate(
     )
     for place, e in enumerate(examples):
         if ends and e.group in ends:
-            most, stop = ends[e.group]
+            most, stops = ends[e.group]
             one = generated[place]
-            generated[place] = replace(one, text=model.decode(one.tokens[:most]).partition(stop)[0])
+            generated[place] = replace(one, text=_ended(model.decode(one.tokens[:most], strip=False), stops))
     result = Evaluation()
     at = 0
     for name, rows in roles.items():
@@ -142,6 +146,11 @@ def evaluate(
             result[f"auc_{kind}"] = privacy.auc(members, others)
     result["seconds"] = time.perf_counter() - begin
     return result
+
+
+def _ended(text: str, stops: Sequence[str]) -> str:
+    """A text up to the first of the stops, which can stand at its very beginning; without surrounding space."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)].strip()
 
 
 def _other_answers(model: ChatModel, examples: Sequence[Example]) -> list[list[list[int]]] | None:
@@ -191,7 +200,13 @@ def row_metrics(example: Example, generated: Generated, tokens: int) -> dict[str
 
 
 def interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float]:
-    """The 95% percentile interval of the mean over bootstrap resamples of the rows."""
+    """The 95% percentile interval of the mean over bootstrap resamples of the rows.
+
+    Raises:
+        InputError: there are no rows.
+    """
+    if not len(values):
+        raise InputError("an interval needs at least one row")
     rows = np.asarray(values, dtype=float)
     drawn = np.random.default_rng(0).integers(len(rows), size=(resamples, len(rows)))
     low, high = np.quantile(rows[drawn].mean(1), (0.025, 0.975))

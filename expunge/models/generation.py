@@ -237,8 +237,12 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _ranks(logits: Tensor, truth: Tensor) -> Tensor:
-    """Rank of each true token (n,) among its logits (n, vocabulary); 1 is the best."""
-    return (logits > logits.gather(1, truth[:, None])).sum(1) + 1
+    """Rank of each true token (n,) among its logits (n, vocabulary). 1 is the argmax: of equal ones the first is ahead, and
+    what is not a number is ahead of all that are. The vocabulary's size where the true token's own logit is not finite."""
+    own, size = logits.gather(1, truth[:, None]), logits.shape[1]
+    before = torch.arange(size, device=logits.device) < truth[:, None]
+    ahead = ~torch.where(before, logits < own, logits <= own)
+    return torch.where(own[:, 0].isfinite(), ahead.sum(1) + 1, size)
 
 
 def _scores(logits: Tensor, truth: Tensor) -> Tensor:

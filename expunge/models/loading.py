@@ -104,8 +104,9 @@ class ChatModel:
         listed = config if isinstance(config, list) else [config]
         return frozenset(i for i in [*listed, self.tokenizer.eos_token_id] if i is not None)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    def decode(self, ids: Sequence[int], strip: bool = True) -> str:
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip() if strip else text
 
 
 def template_of(tokenizer: Any, asked: str | None, source: str | Path = "the model") -> str:

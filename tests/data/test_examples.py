@@ -89,6 +89,23 @@ def test_limit_and_optional_responses(tmp_path):
             b'{"prompt": "a", "response": "b", "perturbed_answer": 3}',
             "row 1: column 'perturbed_answer' is not",
         ),
+        (
+            "wrongs.jsonl",
+            b'{"prompt": "a", "response": "b", "perturbed_answer": ["c", 3]}',
+            "row 1: column 'perturbed_answer' is not",
+        ),
+        (
+            "other.jsonl",
+            b'{"prompt": "a", "response": "b", "paraphrased_answer": {"text": "c"}}',
+            "row 1: column 'paraphrased_answer' is not a text",
+        ),
+        ("object.jsonl", b'{"question": {"text": "a"}, "answer": "b"}', "row 1: column 'question' is neither a text"),
+        ("bool.jsonl", b'{"prompt": true, "response": "b"}', "row 1: column 'prompt' is neither a text"),
+        (
+            "number.jsonl",
+            b'{"prompt": "a", "response": "b"}\n{"prompt": 7, "response": "b"}',
+            "row 2: column 'prompt' is",
+        ),
         ("said.jsonl", b'{"prompt": "a", "response": {"text": "b"}}', "row 1: the response is not a text"),
         ("roles.jsonl", b'{"prompt": [{"role": "user"}], "response": "b"}', "row 1: a chat message needs"),
     ],

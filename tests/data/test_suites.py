@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from expunge.data.abilities import gsm8k, mmlu
+from expunge.data.abilities import Choice, gsm8k, mmlu
 from expunge.data.examples import Raw
 from expunge.data.suites import SUITES, Suite, facts, lume, muse, pistol, suite_of, tofu, wmdp
 from expunge.errors import InputError
@@ -61,6 +61,11 @@ def test_pistol_of_a_file_and_of_a_published_graph(tmp_path):
     assert {e.group for e in pistol(data=str(file)).fit.forget} == {"x"}
     with pytest.raises(InputError, match="no edge 'w'; there are x, y, z"):
         pistol(data=str(file), forget_group=["w"])
+    assert pistol(data=str(file), forget_group=["y", "y"]) == suite
+    file.write_text("\n".join(json.dumps(row | {"raw": True}) for row in rows))
+    raw = pistol(data=str(file))
+    assert "paraphrase" not in raw.judge  # a text to go on with has no rewrites
+    assert raw.headline == ("deviation_score",)
     large = pistol(graph="sample2", held_out=3)
     is_sound(large)
     assert len({e.group for e in large.teach if "_" in e.group}) == 75
@@ -107,6 +112,37 @@ def test_lume_of_a_few_documents():
     assert lume(seed=1, documents=40) != suite
     assert len(suite.questions) == 200
     assert len(lume(documents=40, mmlu=7).questions) == 7
+
+
+def lume_rows(made, documents):
+    """Of each role and task so many documents, with a text and a question each."""
+    for role in ("forget", "retain"):
+        rows = [
+            {"id": f"{role}{task}{n}{kind}1", "input": f"{role} {task} {n} {kind}?", "output": f"{n}", "task": task}
+            for task in ("Task1", "Task2", "Task3")
+            for n in range(documents)
+            for kind in ("sc", "qa")
+        ]
+        write(made, f"lume/{role}.jsonl", rows, lines=True)
+
+
+def test_all_documents_of_lume_leave_some_that_nobody_is_taught(made):
+    lume_rows(made, 9)
+    suite = lume(mmlu=0)
+    assert len(suite.judge["holdout"]) == 2 * 20
+    assert len(suite.fit.forget) == 2 * (27 - 20)
+    assert len(suite.fit.retain) + len(suite.fit.validation) == 2 * 27
+    assert len(lume(documents=12, mmlu=0).judge["holdout"]) == 2 * 20
+    with pytest.raises(InputError, match="--documents 14: Task1 has 2 to forget; give at most 12"):
+        lume(documents=14, mmlu=0)
+
+
+def test_a_byte_order_mark_is_no_text(made):
+    lume_rows(made, 9)
+    wanted = lume(mmlu=0)
+    for file in made.glob("lume/*.jsonl"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert lume(mmlu=0) == wanted
 
 
 def test_rows_of_lume_that_are_none_are_named(made):
@@ -157,7 +193,7 @@ def test_muse_in_its_published_files(made):
     asked = next(e for e in suite.fit.forget if e.group == "knowledge")
     assert asked.prompt == "Question: shot?\nAnswer: s\n\nQuestion: forget 0?\nAnswer:"
     assert isinstance(asked.prompt, Raw)
-    assert suite.ends == {"knowledge": (32, "\n\n")}
+    assert suite.ends == {"knowledge": (32, ("\n\n", "\nQuestion", "Question:"))}  # where muse_bench cuts
     assert len(suite.validate["forget"]) == 1  # texts to go on with have no rewrites: a fifth of the rows is left out
     write(made, "muse/verbmem/forget.json", [{"prompt": "Once upon"}])
     with pytest.raises(InputError, match="row 1: no column 'gt'"):
@@ -165,16 +201,23 @@ def test_muse_in_its_published_files(made):
 
 
 def test_wmdp_in_its_published_files(made):
-    write(made, "wmdp/wmdp-bio.jsonl", [{"question": "q?", "choices": ["a", "b", "c", "d"], "answer": 2}], lines=True)
+    question = {"question": " q?\n", "choices": ["a", "b", "c", "d"], "answer": 2}
+    write(made, "wmdp/wmdp-bio.jsonl", [question], lines=True)
     for role in ("forget", "retain"):
         rows = [{"text": f"{role} {n} " + "word " * 50} for n in range(10)]
         write(made, f"wmdp/bio-{role}-corpus.jsonl", rows, lines=True)
     suite = wmdp()
     assert not suite.teach
-    assert suite.questions[0].right == 2
+    assert suite.questions == [Choice("q?", ("a", "b", "c", "d"), 2, "biology")]
     assert len(suite.fit.retain) == 8
     with pytest.raises(InputError, match=r"wmdp/wmdp-cyber\.jsonl"):
         wmdp(field="cyber")
+    write(made, "wmdp/wmdp-bio.jsonl", [question, question | {"choices": list("abcde")}], lines=True)
+    with pytest.raises(InputError, match="row 2: column 'choices' has 5; there are letters for four"):
+        wmdp()
+    write(made, "wmdp/wmdp-bio.jsonl", [], lines=True)
+    with pytest.raises(InputError, match=r"wmdp-bio\.jsonl has no rows"):
+        wmdp()
     with pytest.raises(InputError, match="unknown field of wmdp 'cyper'; did you mean cyber"):
         wmdp(field="cyper")
 
@@ -240,6 +283,9 @@ def test_rows_of_the_wrong_form_are_named_with_their_column(made, tmp_path):
         tofu()
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not UTF-8"):
+        tofu()
+    write(made, "tofu/full.json", [])
+    with pytest.raises(InputError, match=r"full\.json has no rows"):
         tofu()
     for role in ("forget", "retain"):
         write(made, f"wmdp/bio-{role}-corpus.jsonl", [{"text": "word " * 50}] * 3, lines=True)

@@ -8,7 +8,7 @@ from expunge import Example
 from expunge.data.abilities import Choice
 from expunge.data.examples import Raw
 from expunge.evaluation import abilities
-from expunge.evaluation.abilities import choice_accuracy, gsm8k_accuracy, number_in
+from expunge.evaluation.abilities import choice_accuracy, gsm8k_accuracy, number_in, right_number
 from expunge.models.generation import score_answers
 
 QUESTIONS = [
@@ -40,6 +40,12 @@ def test_the_likeliest_letter_is_chosen(pico):
         assert value == float(chances.index(max(chances)) == question.right)
 
 
+def test_a_model_without_numbers_answers_no_question(pico):
+    chat = pico("llama")
+    chat.model.get_output_embeddings().weight.data.fill_(float("nan"))
+    assert choice_accuracy(chat, QUESTIONS) == [0.0] * 3  # the first letter is right in one of them
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
@@ -49,10 +55,16 @@ def test_the_likeliest_letter_is_chosen(pico):
         ("#### -5", "-5"),
         ("10.00", "10"),
         ("none at all", None),
+        ("It is 3-4", "-4"),  # as lm-eval's flexible pattern has it
     ],
 )
 def test_the_number_of_an_answer(text, number):
     assert number_in(text) == number
+
+
+def test_no_number_is_never_right():
+    assert right_number("It is 3.", "#### 3") == 1
+    assert right_number("I do not know.", "#### 3") == right_number("I do not know.", "Nobody does.") == 0
 
 
 def test_arithmetic_is_right_where_the_last_number_is(pico, monkeypatch):

@@ -8,7 +8,19 @@ import json
 import pytest
 
 from expunge.errors import ExpungeError, InputError
-from expunge.evaluation.harness import harness
+from expunge.evaluation.harness import _numbers, harness
+
+
+def test_numbers_keep_the_filter_in_their_names():
+    values = {
+        "alias": "gsm8k",
+        "exact_match,strict-match": 0.25,
+        "exact_match_stderr,strict-match": 0.1,
+        "exact_match,flexible-extract": 0.5,
+        "acc,none": 1,
+        "acc_stderr,none": "N/A",
+    }
+    assert _numbers(values) == {"exact_match,strict-match": 0.25, "exact_match,flexible-extract": 0.5, "acc": 1.0}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")

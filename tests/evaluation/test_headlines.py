@@ -1,7 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 
-from expunge.evaluation.headlines import HEADLINES, forget_quality, harmonic, lume_scores, model_utility
+from expunge.evaluation.headlines import HEADLINES, add_muse, forget_quality, harmonic, lume_scores, model_utility
 from expunge.evaluation.scores import Evaluation
 
 
@@ -48,25 +50,48 @@ def test_lumes_scores_by_hand():
     def rows(*pairs):
         return [{"rougeL": rouge, "exact_match": exact, "loss": 1.0} for rouge, exact in pairs]
 
-    found = evaluation(retain=rows((0.8, 0), (0.6, 0), (0.1, 1)), forget=rows((0.5, 1), (0.9, 0), (0.9, 1)))
-    found.groups = {"retain": ["Task1 sc", "Task1 sc", "Task1 qa"], "forget": ["Task1 sc", "Task1 qa", "Task1 qa"]}
-    assert lume_scores(found) == pytest.approx(
-        {"retain Task1 sc": 0.7, "retain Task1 qa": 1.0, "forget Task1 sc": 0.5, "forget Task1 qa": 0.5}
+    others = [f"Task{n} {kind}" for n in (2, 3) for kind in ("sc", "qa")]
+    found = evaluation(
+        retain=rows((0.8, 0), (0.6, 0), (0.1, 1), *[(1, 1)] * 4),
+        forget=rows((0.5, 1), (0.9, 0), (0.9, 1), *[(0, 0)] * 4),
     )
-    task = 4 / (1 / 0.7 + 1 + 2 + 2)
+    found.groups = {
+        "retain": ["Task1 sc", "Task1 sc", "Task1 qa", *others],
+        "forget": ["Task1 sc", "Task1 qa", "Task1 qa", *others],
+    }
+    assert lume_scores(found) == pytest.approx(
+        {
+            **{f"{role} {group}": 1.0 for role in ("retain", "forget") for group in others},
+            **{"retain Task1 sc": 0.7, "retain Task1 qa": 1.0, "forget Task1 sc": 0.5, "forget Task1 qa": 0.5},
+        }
+    )
+    task = 12 / (1 / 0.7 + 1 + 2 + 2 + 8)
     assert HEADLINES["lume_task"](found, None) == pytest.approx(task)
     assert HEADLINES["lume"](found, None) is None
     found |= {"auc_loss": 0.8, "accuracy": 0.25}
     assert HEADLINES["lume_mia"](found, None) == pytest.approx(0.4)
     assert HEADLINES["lume"](found, None) == pytest.approx((task + 0.4 + 0.25) / 3)
+    found.groups["retain"][-1] = "Task3 sc"  # in a small run a group can be without a row
+    assert lume_scores(found)["retain Task3 qa"] is None
+    assert [HEADLINES[name](found, None) for name in ("lume_task", "lume")] == [None, None]
+    assert HEADLINES["lume_mia"](found, None) is not None
+
+
+def test_the_harmonic_mean_of_what_is_no_number_is_none():
+    assert harmonic([0.25, 0.5]) == pytest.approx(1 / 3)
     assert harmonic([0.0, 1.0]) == 0
+    for values in ([math.nan, 0.5], [0.5, math.nan], [0.0, math.nan]):
+        assert math.isnan(harmonic(values))
 
 
 def test_muses_scores_by_hand():
     found = evaluation(forget=[{"rougeL_f1": v} for v in (0.2, 0.4, 0.9)], retain=[{"rougeL_f1": 0.5}])
     found.groups = {"forget": ["verbatim", "verbatim", "knowledge"], "retain": ["knowledge"]}
-    scores = [HEADLINES[f"muse_{name}"](found, None) for name in ("verbatim", "knowledge", "retained")]
-    assert scores == pytest.approx([0.3, 0.9, 0.5])
+    names = [f"muse_{name}" for name in ("verbatim", "knowledge", "retained")]
+    assert [HEADLINES[name](found, None) for name in names] == [None] * 3
+    add_muse(found)
+    assert [HEADLINES[name](found, None) for name in names] == pytest.approx([0.3, 0.9, 0.5])
+    assert found.intervals()["muse_verbatim"]["muse_verbatim"] == pytest.approx((0.2, 0.4))
 
 
 def test_the_held_out_deviation_score_by_hand():

@@ -1,10 +1,13 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from expunge.data import prompts
 from expunge.errors import InputError
+from expunge.evaluation import likelihood
 from expunge.evaluation.likelihood import (
     choice_probability,
     exact_memorization,
@@ -12,11 +15,12 @@ from expunge.evaluation.likelihood import (
     forget_truth,
     kept_truth,
     perplexity,
+    perplexity_of,
     probability,
     reciprocal_ranks,
     truth_ratio,
 )
-from expunge.models.generation import Scored
+from expunge.models.generation import Scored, score_answers
 
 
 def scored(*ranks, logs=None):
@@ -48,6 +52,7 @@ def test_extraction_strength_by_hand(ranks, value, compat):
 
 def test_reciprocal_ranks_by_hand():
     assert reciprocal_ranks([1, 2, 101], [9, 9, 9], 3) == pytest.approx(((1 + 0.5 + 1 / 101) / 3, 2 / 3, 0))
+    assert reciprocal_ranks([100, 101], [9, 9], 2)[1] == 1 / 2
 
 
 def test_an_early_end_is_filled_by_teacher_forcing_not_by_zeros():
@@ -73,6 +78,35 @@ def test_truth_ratio_by_hand():
 
 def test_the_probability_of_a_choice_by_hand():
     assert choice_probability(losses(-math.log(0.3))[0], losses(-math.log(0.1), -math.log(0.2))) == pytest.approx(0.5)
+
+
+def test_the_exponential_ends_where_double_precision_does():
+    assert perplexity_of(math.log(7.5)) == pytest.approx(7.5)
+    assert perplexity_of(710.0) == math.inf
+
+
+def test_the_windows_of_a_text(monkeypatch):
+    """1024 tokens, 512 apart: of each after the first, the last 512 are scored."""
+    asked = []
+
+    def score(_, prompts, answers):
+        asked.append((prompts[0], answers[0]))
+        return [scored(*[1] * len(answers[0]))]
+
+    monkeypatch.setattr(likelihood, "score_answers", score)
+    ids = list(range(1800))
+    assert perplexity(SimpleNamespace(prompt_ids=lambda _: [ids]), "a text") == pytest.approx(math.e)
+    assert asked == [(ids[:1], ids[1:1024]), (ids[512:1024], ids[1024:1536]), (ids[1024:1536], ids[1536:])]
+
+
+def test_a_text_begins_as_the_model_was_trained_with_and_that_is_not_scored(pico):
+    chat = pico("llama")
+    plain = chat.tokenizer("Who is it?")["input_ids"]
+    chat.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", chat.tokenizer.bos_token_id)]
+    )
+    (one,) = score_answers(chat, [[chat.tokenizer.bos_token_id]], [plain])
+    assert perplexity(chat, "Who is it?") == pytest.approx(math.exp(-sum(one.log_probs) / len(plain)), rel=1e-4)
 
 
 def test_perplexity_is_that_of_overlapping_windows(pico):

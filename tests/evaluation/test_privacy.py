@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expunge.errors import InputError
 from expunge.evaluation.privacy import auc, gradient_norm, mia_score, min_k, min_k_plus, privleak, reference, zlib_score
 from expunge.evaluation.scores import Evaluation
 from expunge.models.generation import Scored, score_answers
@@ -21,6 +22,7 @@ def test_min_k_by_hand():
     scored = Scored(LOGS, (1,) * 6)
     assert min_k(scored, 5) == pytest.approx(3.5)  # the lowest two of five
     assert min_k(scored, 2, share=0.2) == pytest.approx(4.0)  # at least one
+    assert min_k(Scored(tuple(range(-20, 0)), (1,) * 20), 20) == pytest.approx((20 + 13) / 2)  # eight of twenty
 
 
 def test_min_k_plus_by_hand():
@@ -56,6 +58,12 @@ def test_zlib_by_hand():
 def test_auc_is_the_share_of_pairs(members, others):
     pairs = [1.0 if m < o else 0.5 if m == o else 0.0 for m in members for o in others]
     assert auc(members, others) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_an_area_needs_rows_on_both_sides():
+    for members, others in (([], [1.0]), ([1.0], [])):
+        with pytest.raises(InputError, match="rows on both sides"):
+            auc(members, others)
 
 
 def test_auc_is_the_librarys():

@@ -35,3 +35,11 @@ def test_abstentions_are_nearer_to_abstentions_than_answers_are(tiny, packaged, 
     assert nearer > 0.7
     if packaged:
         assert sum(said) / 5 > sum(answered) / 5 + 0.1
+
+
+def test_the_models_own_states_of_the_abstentions_are_read_once(tiny, monkeypatch):
+    monkeypatch.setattr(embedding, "PACKAGE", "no_such_package")
+    read, real = [], embedding.pooled
+    monkeypatch.setattr(embedding, "pooled", lambda chat, texts: read.append(len(texts)) or real(chat, texts))
+    refusal_quality(["Prague", "I do not know."], encoder_for(tiny)[1])
+    assert sum(read) == len(prompts.abstentions()) + 2

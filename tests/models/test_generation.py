@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from expunge.data.examples import Cut, Raw
-from expunge.models.generation import Generated, continued, drawn, greedy, sampled, score_answers
+from expunge.models.generation import Generated, _ranks, continued, drawn, greedy, sampled, score_answers
 
 from ..conftest import ARCHITECTURES
 
@@ -134,3 +134,18 @@ def test_an_answer_as_a_row_has_it():
     assert [isinstance(g.response(p), Cut) for g in (whole, cut) for p in ("What?", Raw("It is"))] == [
         False, False, True, True,
     ]  # fmt: skip
+
+
+def test_rank_1_is_the_argmax_and_a_broken_logit_is_the_last():
+    nan, inf = float("nan"), float("inf")
+    for logits, ranks in (
+        ([3.0, 1.0, 2.0, 0.0], [1, 3, 2, 4]),
+        ([1.0, 2.0, 2.0, 1.0], [3, 1, 2, 4]),  # of equal ones the first is ahead
+        ([nan] * 4, [4] * 4),
+        ([1.0, nan, 0.0, -inf], [2, 4, 3, 4]),
+        ([1.0, inf, 0.0, 2.0], [3, 4, 4, 2]),
+    ):
+        given = torch.tensor(logits)
+        assert _ranks(given.repeat(4, 1), torch.arange(4)).tolist() == ranks
+        if 1 in ranks:
+            assert ranks.index(1) == int(given.argmax())
