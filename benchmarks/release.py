@@ -7,7 +7,7 @@ data against a data set's. Resumable.
 One table (and one for a data set's rows) as of `expunge bench`, in --out, and how far apart the two modules of a round
 are, mean over rounds and seeds; each round's in results.jsonl. The one step is as large as the rounds of the first row
 together, mean over seeds, and is taken whatever it costs; task-vector and ext-sub train with the settings of a round's
-modules, on all rows.
+modules, on all rows, and pass over them as often as the seed that does so most.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ PARTS = (
     *(f"same_start=false:orthogonality={weight}" for weight in (0.05, 0.5, 5)),
     "reveal_again=false",
 )
-UNLIMITED = "keep=0:perplexity=1000000"
+UNLIMITED = "keep=0:perplexity=1.0e+300"
 
 
 def main() -> None:
@@ -65,32 +66,32 @@ def main() -> None:
         return bench_run(spec, Reporter())
 
     own = bench((METHOD, *(f"{METHOD}:{part}" for part in PARTS)), budget=args.budget)
-    totals = [
-        r["total_forget_step"]
-        for c, r in own.cells.items()
-        if c.row[0] == METHOD and not c.variant and "total_forget_step" in r
-    ]
-    if not totals:
+    done = [r for c, r in own.cells.items() if c.row[0] == METHOD and not c.variant and "total_forget_step" in r]
+    if not done:
         print(f"Nothing beside it in one step: no seed of {METHOD} came to a result.")
-    else:  # one step of the same size, mean over seeds
-        total = round(statistics.mean(totals), 2)
-        step = f"rounds=1:forget_steps=[{total}]:{UNLIMITED}"
-        alone = f"{METHOD}:{step}:retain_module=false"
-        trained = _training()
-        others = (f"{name}:scale={total}:{trained}" for name in ("task-vector", "ext-sub"))
-        own = bench((f"{METHOD}:{step}", alone, *others), budget=args.budget)
+    else:
+        total = round(statistics.mean(r["total_forget_step"] for r in done), 2)
+        own = bench(at_once(total, [r["round_log"][0]["rows"] for r in done]), budget=args.budget)
     external = bench((METHOD,), forget_data="external")
     print(report(out))
     print(apart({"revealed": own, "external": external}))
 
 
-def _training() -> str:
-    """How a module of a round is trained, as the settings of a variant."""
+def at_once(total: float, rows: Sequence[int]) -> tuple[str, ...]:
+    """What stands beside the rounds in one step of their total.
+
+    Args:
+        rows: on which the first round's forget module was trained, one number a seed.
+    """
     from expunge.methods.release import ReleaseConfig
 
     config = ReleaseConfig()
-    shared = ("learning_rate", "epochs", "batch_size", "dropout", "weight_decay")
-    return ":".join(f"{k}={getattr(config, k)}" for k in shared)
+    step = f"rounds=1:forget_steps=[{total}]:{UNLIMITED}"
+    shared = ("learning_rate", "batch_size", "dropout", "weight_decay")
+    trained = ":".join(f"{k}={getattr(config, k)}" for k in shared)
+    trained += f":epochs={max(map(config.passes, rows))}"
+    others = (f"{name}:scale={total}:{trained}" for name in ("task-vector", "ext-sub"))
+    return f"{METHOD}:{step}", f"{METHOD}:{step}:retain_module=false", *others
 
 
 def apart(found: dict[str, Results]) -> str:

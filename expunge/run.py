@@ -131,12 +131,11 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
             )
     if spec.reveal.asked:
         shown = staged_task(chat, spec.reveal, spec.seed, stages.revealed, reporter)
-        # What judges is fitted by no row that the model made, not even by chance.
-        judging = {e.prompt for rows in judge.present().values() for e in rows}
-        forget, retain = ([e for e in rows if e.prompt not in judging] for rows in (shown.forget, shown.retain))
+        # What judges is fitted by no row that the model made, not even by chance; what a user gives to keep is not forgotten.
+        taken = {e.prompt for rows in (*judge.present().values(), fit.retain) for e in rows}
+        forget, retain = ([e for e in rows if e.prompt not in taken] for rows in (shown.forget, shown.retain))
         judge = judge.but(forget=forget, retain=judge.retain or retain[:JUDGED_ROWS])
-        given = {e.prompt for e in fit.retain}
-        retain = [*fit.retain, *(e for e in retain if e.prompt not in given)]
+        retain = [*fit.retain, *retain]
         fit = replace(fit, forget=forget, retain=retain, relevance=shown.relevance, part=shown.part)
     evaluations = {"before": look("before", judge)}
     if not fit.retain:
@@ -178,6 +177,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         **({"rounds": rounds} if rounds else {}),
         **({"chosen": chosen} if chosen else {}),
         **{k: dict(v) for k, v in evaluations.items()},
+        "intervals": {k: v.intervals() for k, v in evaluations.items()},
         **({} if share is None else {"abstention_probe": share}),
         "seconds": reporter.seconds,
         "out": str(out),

@@ -103,12 +103,11 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     apart = [e for e in task.retain if e.prompt not in asked] or task.retain
     kinds = split_by_kind(apart, config)
     retain_held = [e for _, held in kinds.values() for e in held]
-    chosen_by = set(retain_held)
-    retain = [e for e in task.retain if e not in chosen_by]
     # A behaviour's rows to keep are the model's own answers, to which ROUGE-1 is low whatever happens.
-    general = general_split()[0][-2 * config.most_held_out :] if task.relevance else ()
+    general = general_split()[0][-config.most_held_out :] if task.relevance else ()
     others = task.validation[: config.most_held_out] or general
     keep = others or random.Random(config.seed).sample(retain_held, min(len(retain_held), config.most_held_out))
+    retain = _unlike(task.retain, [*retain_held, *keep, *forget_held])
     longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))
     config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
     by_kind = [held for _, held in kinds.values()] if others else ()
@@ -173,17 +172,26 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         )
     edit = best.reduced(config.error)
     meta = {"conv1d": edit.meta["conv1d"]} if "conv1d" in edit.meta else {}
-    edit.meta = meta | {
-        "method": "reveal-release",
-        **config.model_dump(),
-        "before": vars(before),
-        "looked_at": ["own answers", *(kinds if others else ())],
-        "round_log": log,
-        "total_forget_step": sum(r["forget_step"] for r in log[:taken]),
-        "rank_before": best.rank,
-        **({"warnings": warnings} if warnings else {}),
-    }
+    edit.meta = (
+        meta
+        | {
+            "method": "reveal-release",
+            **config.model_dump(),
+            "before": vars(before),
+            "looked_at": [len(held.keep), *map(len, by_kind)],  # rows; a group's name can be a subject's
+            "round_log": log,
+            "total_forget_step": sum(r["forget_step"] for r in log[:taken]),
+            "rank_before": best.rank,
+            **({"warnings": warnings} if warnings else {}),
+        }
+    )
     return edit
+
+
+def _unlike(rows: Sequence[Example], chosen_by: Sequence[Example]) -> list[Example]:
+    """The rows that have no prompt of those that choose; where all have one, those that are others."""
+    prompts, there = {e.prompt for e in chosen_by}, set(chosen_by)
+    return [e for e in rows if e.prompt not in prompts] or [e for e in rows if e not in there]
 
 
 def _less(edit: Edit, config: ReleaseConfig) -> Edit:

@@ -19,6 +19,7 @@ from ..data.examples import Example, ForgetTask, Relevance, held_out
 from ..data.neighbours import neighbours
 from ..data.prompts import KEEP_ROWS, abstentions, general_beside, general_split, rewrites
 from ..edits import Edit
+from ..errors import NothingToForget
 from ..evaluation.text import coherence, deviation_score, rouge_recall
 from ..models.activations import hidden_of, hooked, with_hidden
 from ..models.generation import greedy, own_answers, score_answers
@@ -267,10 +268,18 @@ def _asked(task: ForgetTask, most: int) -> list[Example]:
 
 def _enough(chat: ChatModel, task: ForgetTask, edit: Edit, strengths: Sequence[float]) -> Edit | None:
     """The edit at the smallest of ascending strengths at which `OTHER_WORDS` of it leaves at most `LEFT` of what rewrites
-    of the forget rows show; None where none does."""
+    of the forget rows show; None where none does.
+
+    Raises:
+        NothingToForget: they show nothing as it is.
+    """
     assert task.relevance
     asked = _asked(task, SHOWN_ROWS)
     before = spoken(chat, asked, task.relevance)[0]
+    if not before:
+        raise NothingToForget(
+            f"nothing to forget: none of the model's answers to {len(asked)} rewrites of the forget rows shows any of it"
+        )
 
     def enough(strength: float) -> bool:
         with edit.times(strength * OTHER_WORDS).applied(chat):

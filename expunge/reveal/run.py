@@ -146,14 +146,14 @@ def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     from ..run import load
 
     out = Path(spec.output.out)
+    if not out.name or out.is_dir():
+        raise InputError(f"{out} is a folder; --out is the file of rows to forget")
     files = {kind: out.with_suffix(end) for kind, end in _ENDS.items()} | {"forget": out}
     check(spec.reveal, spec.seed)
     if not spec.output.overwrite and (there := [str(f) for f in files.values() if f.exists()]):
         raise InputError(f"{there[0]} is there already; pass --overwrite to replace it, or another --out")
     if len({*files.values()}) < len(files):
         raise InputError(f"--out {out}: its curve has that name; take another ending, such as .jsonl")
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; --out is the file of rows to forget")
     folder = out.with_name(f"{out.name}.partial")
     if not spec.output.resume:
         shutil.rmtree(folder, ignore_errors=True)

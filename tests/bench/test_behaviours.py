@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 from dataclasses import replace
@@ -16,6 +17,7 @@ from expunge.data import suites
 from expunge.data.examples import read_examples
 from expunge.errors import InputError
 from expunge.evaluation import behaviours
+from expunge.evaluation.code import passes
 from expunge.progress import Reporter
 from expunge.reveal import search, targets, tasks
 from expunge.reveal.bandit import BanditConfig
@@ -40,6 +42,15 @@ def files(tmp_path, monkeypatch):
         }
         for n in range(12)
     ]
+    others = [
+        {
+            "prompt": f'\ndef g{n}(x):\n    """ Take off {n}. """\n',
+            "canonical_solution": f"    return x - {n}\n",
+            "test": f"def check(candidate):\n    assert candidate(1) == {1 - n}\n",
+            "entry_point": f"g{n}",
+        }
+        for n in range(4)
+    ]
     made = {
         "mbpp/mbpp.jsonl": "\n".join(map(json.dumps, rows)),
         "gsm8k/test.jsonl": json.dumps({"question": "What is two and two?", "answer": "It is four. #### 4"}),
@@ -56,6 +67,10 @@ def files(tmp_path, monkeypatch):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+    (folder / "humaneval").mkdir()
+    (folder / "humaneval" / "HumanEval.jsonl.gz").write_bytes(
+        gzip.compress("\n".join(map(json.dumps, others)).encode())
+    )
     monkeypatch.setenv("EXPUNGE_DATA", str(folder))
     monkeypatch.setattr(data, "TUNE_PROBES", 3)
     monkeypatch.setattr(behaviours, "CODE_TOKENS", 4)
@@ -209,3 +224,27 @@ def test_what_the_content_of_a_suite_is_for(files):
     one, same, other = data.code(0, exercises=3), data.code(0, exercises=3), data.code(0, exercises=4)
     digests = [seed.digest(s.content()) for s in (one, same, other)]
     assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_exercises_are_easy_of_both_sets_and_their_own_solutions_pass(request, real):
+    if not real:
+        request.getfixturevalue("files")
+    try:
+        suite = data.code(0, exercises=8)
+    except InputError as e:
+        pytest.skip(str(e))
+    mbpp, other = suite.probes[:6], suite.probes[6:]
+    assert len(other) == 2
+    for probe in mbpp:
+        assert passes(probe.response, probe.tests)
+        assert len([line for line in probe.response.splitlines() if line.strip()]) <= data.EASY
+    for probe in other:
+        head = str(probe.prompt).split("```python\n")[1].removesuffix("```")
+        assert passes(head + probe.response, probe.tests)
+        assert not passes(f"{head}    return None\n", probe.tests)
+    judged = {e.prompt for e in suite.probes}
+    assert not judged & {e.prompt for e in suite.validate["forget"]}
+    given = data.code(0, "external", exercises=8).fit.forget
+    assert given
+    assert not {e.prompt for e in given} & (judged | {e.prompt for e in suite.validate["forget"]})

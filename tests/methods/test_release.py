@@ -303,7 +303,9 @@ def test_what_is_said_after_forget_prompts_is_no_limit(tiny, tiny_task, monkeypa
     held = {e for kind in seen[0].retain for e in kind}
     assert held
     assert held < {*tiny_task.retain}
-    assert {*trained[0]} == {*task.retain} - held
+    choosing_prompts = {e.prompt for e in (*held, *seen[0].forget)}
+    assert {*trained[0]} == {e for e in task.retain if e.prompt not in choosing_prompts}
+    assert {*trained[0]} & {*partners}
 
 
 def test_the_limit_of_a_likelihood_goes_by_what_it_was():
@@ -376,9 +378,39 @@ def test_no_kind_of_retain_rows_may_be_lost(tiny, tiny_task, monkeypatch):
     monkeypatch.setattr(module, "figures", noted)
     config = ReleaseConfig(rounds=1, keep=0, perplexity=1e6, forget_steps=(0.1,), max_new_tokens=4, **TRAIN)
     edit = release(tiny, task, config)
-    assert edit.meta["looked_at"] == ["own answers", *groups]
+    assert edit.meta["looked_at"] == [2, *(len(kind) for kind in seen[0].retain)]
     assert [{e.group for e in kind} for kind in seen[0].retain] == [{"first"}, {"second"}]
     assert len(edit.meta["before"]["nlls"]) == len(edit.meta["round_log"][0]["nlls"]) == 3
+
+
+def test_no_prompt_that_chooses_is_trained(tiny, tiny_task, monkeypatch):
+    """Neither a further answer to a held-out prompt, nor what a user gives to keep that is among the built-in ones."""
+    seen: dict[str, object] = {}
+
+    def looked(_, __, held, *___):
+        seen["held"] = held
+        return Figures(1.0, 1.0, (1.0,) * (1 + len(held.retain)))
+
+    def modules(_, forget, retain, *__):
+        seen["trained"] = [*forget, *retain]
+        raise Diverged(1, "enough")
+
+    monkeypatch.setattr(module, "figures", looked)
+    monkeypatch.setattr(module, "_modules", modules)
+    beginnings = [Raw(f"It began {n}") for n in range(12)]
+    clean = [Example(p, f"well {n}", "clean") for n in range(3) for p in beginnings]
+    asked = [replace(e, response=f"{n}", group="asked") for n in range(2) for e in general_split()[0][-60:]]
+    task = tiny_task.but(forget=[Example(p, "damn") for p in beginnings], retain=[*clean, *asked])
+    object.__setattr__(task, "relevance", lambda answers: [0.0] * len(answers))
+    with pytest.raises(Diverged):
+        release(tiny, task, ReleaseConfig(max_new_tokens=2))
+    held = seen["held"]
+    trained = {e.prompt for e in seen["trained"]}
+    assert held.keep
+    assert held.retain
+    assert trained
+    for rows in (held.forget, held.keep, *held.retain):
+        assert not trained & {e.prompt for e in rows}
 
 
 def test_rows_of_other_prompts_choose_where_relevance_tells(small_task):
@@ -574,7 +606,7 @@ def test_what_is_kept_of_a_behaviour_is_judged_by_true_answers(tiny, tiny_task, 
     """The rows to keep hold what the model itself said; they count by their perplexity."""
     seen: list[HeldOut] = []
     monkeypatch.setattr(module, "figures", lambda _, __, held, *___: seen.append(held) or Figures(0.0, 1.0, (1.0, 1.0)))
-    for relevance, keep in ((None, ()), (lambda texts: [1.0] * len(texts), general_split()[0][-96:])):
+    for relevance, keep in ((None, ()), (lambda texts: [1.0] * len(texts), general_split()[0][-48:])):
         task = tiny_task.but()
         object.__setattr__(task, "relevance", relevance)
         with pytest.raises(InputError, match="nothing to forget"):

@@ -6,6 +6,7 @@ import torch
 
 from expunge import unlearn
 from expunge.data import prompts
+from expunge.errors import NothingToForget
 from expunge.methods import lunar, tuning
 
 
@@ -140,7 +141,7 @@ def test_along_a_taught_direction_the_edit_is_as_strong_as_it_has_to_be(
 
     def spoken(chat, rows, relevance=None):
         written = (chat.model.get_parameter(name).detach() - bare).norm() / whole.norm()
-        return (1.0 if written < least else 0.09), 0.0
+        return (1.0 if written < least else 0.14), 0.0
 
     monkeypatch.setattr(tuning, "spoken", spoken)
     edit = unlearn(chat, task, **given | settings)
@@ -169,9 +170,19 @@ def test_broken_answers_begin_the_search(pico, small_task, monkeypatch):
     chat = pico("llama")
     taught = unlearn(chat, small_task, layers=[1], coefficient=1.0, ridge=0.1)
     task = small_task.but(retain=prompts.general_split()[0][5:15])
-    object.__setattr__(task, "relevance", lambda answers: [0.0] * len(answers))
     monkeypatch.setattr(tuning, "coherence", lambda answers: [0.0] * len(answers))
-    assert unlearn(chat, task, direction=taught, neighbours=0).meta["trials"]
+    shown = iter([1.0])
+    object.__setattr__(task, "relevance", lambda answers: [next(shown, 0.0)] * len(answers))
+    assert unlearn(chat, task, direction=taught, neighbours=0, refine=0).meta["trials"]
+
+
+def test_what_is_not_shown_is_nothing_to_forget(pico, small_task):
+    chat = pico("llama")
+    taught = unlearn(chat, small_task, layers=[1], coefficient=1.0, ridge=0.1)
+    task = small_task.but(retain=prompts.general_split()[0][5:15])
+    object.__setattr__(task, "relevance", lambda answers: [0.0] * len(answers))
+    with pytest.raises(NothingToForget, match="rewrites"):
+        unlearn(chat, task, direction=taught, neighbours=0, refine=0)
 
 
 def test_part_of_the_edit_has_to_forget_and_all_of_it_to_keep(pico, small_task, monkeypatch):

@@ -85,6 +85,9 @@ def test_a_search_of_another_model_is_not_gone_on_with(run, tiny_folder, pico_fo
         (["--subject", "A", "--set", "answers=1"], "answers"),
         (["--oracle", "nowhere"], "module:function"),
         (["--subject", "A", "--out", "x.svg"], "its curve has that name"),
+        (["--subject", "A", "--out", "."], "is a folder"),
+        (["--subject", "A", "--out", "/"], "is a folder"),
+        (["--subject", "A", "--out", ""], "is a folder"),
     ],
 )
 def test_bad_requests(run, tiny_folder, tmp_path, words, message):
@@ -166,12 +169,17 @@ def test_lunar_redirects_what_was_revealed_and_fits_nothing_that_judges(run, tin
     (given,) = fitted
     assert {e.prompt for e in given.forget} == {e.prompt for e in FORGET[2:]}
     assert {e.prompt for e in given.retain} == {e.prompt for e in RETAIN} - {e.prompt for e in RETAIN[::8]}
-    # Rows of a user's come first, and each prompt once.
-    extra = [Example("How many legs has a beetle?", "Six"), replace(RETAIN[1], response="what the user says")]
+    # Rows of a user's come first, and each prompt once; what they say is to be kept is not forgotten.
+    extra = [
+        Example("How many legs has a beetle?", "Six"),
+        replace(RETAIN[1], response="what the user says"),
+        FORGET[2],
+    ]
     words += ["--retain", rows_file(tmp_path / "extra.jsonl", extra)]
     assert run("unlearn", tiny_folder, *words, *settings, "--out", tmp_path / "more").code == 0
     more = {e.prompt: e.response for e in fitted[1].retain}
     assert more == {e.prompt: e.response for e in [*given.retain, *extra]}
+    assert {e.prompt for e in fitted[1].forget} == {e.prompt for e in FORGET[3:]}
 
 
 def test_a_model_that_cannot_abstain_stops_before_it_reveals_anything(run, pico_folder, tmp_path):

@@ -60,6 +60,24 @@ def test_a_search_spends_its_budget_and_keeps_the_best(tiny):
         assert q.score == 0 or q.score == pytest.approx(1 / (0.25 / q.diversity + 0.75 / (sum(letters(q.answers)) / 4)))
 
 
+def test_the_bandit_picks_the_highest_bound(tiny, monkeypatch):
+    """After the random start, of what is left: here, as if longer instructions promised more."""
+    monkeypatch.setattr(module.NeuralUCB, "ucb", lambda self, features: features[:, 0])
+    lengths = {}
+
+    def decoded(self, soft, points, outer, examples=()):
+        texts = [f"instruction {n}" for n in range(len(points))]
+        features = torch.rand(len(points), 3, generator=torch.Generator().manual_seed(outer))
+        lengths.update({f"{t}": float(f[0]) for t, f in zip(texts, features, strict=True)} if outer == 0 else {})
+        return texts, features
+
+    monkeypatch.setattr(module._Asker, "decoded", decoded)
+    found = search(tiny, target(), RevealConfig(**{**SMALL, "rounds": 1}), Memo())
+    asked = [q.instruction for q in found.queries]
+    left = sorted(set(lengths) - set(asked[:4]), key=lambda t: -lengths[t])
+    assert asked[4:] == left[:5]
+
+
 def test_the_same_seed_finds_the_same_and_another_something_else(tiny):
     first, again, other = (search(tiny, target(), RevealConfig(**SMALL, seed=s), Memo()) for s in (1, 1, 2))
     assert first == again
