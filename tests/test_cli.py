@@ -18,6 +18,7 @@ from expunge.cli import VERBS
 from expunge.demo import demo_spec
 from expunge.errors import InputError
 from expunge.models.generation import greedy
+from expunge.models.sophia import Sophia
 
 from .conftest import FACTS, FORGET, RETAIN, UNKNOWN, rows_file
 
@@ -49,6 +50,9 @@ def test_unlearn_writes_a_whole_checkpoint_with_its_evidence(run, tiny_folder, f
     assert len(report["edit"]["matrices"]) == 2
     manifest = json.loads((out / "expunge.json").read_text())
     assert set(report) <= set(manifest)
+    assert set(report["intervals"]) == {"before", "after"}
+    low, high = manifest["intervals"]["after"]["forget"]["rouge1"]
+    assert low <= report["after"]["forget"]["rouge1"] <= high
     names = {f.name for f in out.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "expunge.json", "SHA256SUMS"} <= names
     sums = dict(reversed(line.split("  ")) for line in (out / "SHA256SUMS").read_text().splitlines())
@@ -63,6 +67,23 @@ def test_a_run_that_diverges_says_so_and_leaves_nothing(run, tiny_folder, files,
     assert code == 1
     assert "training diverged at step" in err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_optimizer_flag_reaches_the_training(run, tiny_folder, files, tmp_path, monkeypatch):
+    steps, real = [], Sophia.step
+
+    def counted(self, *args, **kwargs):
+        steps.append(self.param_groups[0]["weight_decay"])
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Sophia, "step", counted)
+    words = [w for role in ("forget", "retain") for w in (f"--{role}", files[role])]
+    words += ["--method", "graddiff", "--set", "epochs=2", "--set", "weight_decay=0.3", "--limit", "4"]
+    for optimizer, expected in (("adamw", []), ("sophia", [0.3, 0.3])):
+        more = ["--optimizer", optimizer, "--out", tmp_path / optimizer, "--max-new-tokens", "4"]
+        code, _, err = run("unlearn", tiny_folder, *words, *more)
+        assert code == 0, err
+        assert steps == expected
 
 
 def test_nothing_in_the_output_names_the_subject(run, tiny_folder, files, tmp_path):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ROWS = 16
 TRAINED = 3.2  # a training step costs so many forward passes
 LUNAR_PASSES = 6.0  # forward passes over the fitted rows, rewrites and own answers included, for each of its places
+SGD_PASSES = 10.0  # over the rows alone, for solver=sgd: its own passes are of one row each, then 20 epochs of AdamW
 ANSWER_SHARE = 0.6  # of the longest answers, how long the usual one is
 QUESTION_TOKENS = 120  # of a multiple-choice question
 QUERY_TOKENS = 800  # generated for a query that reveals
@@ -77,6 +78,8 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
 
     def lunar(variant: str) -> float:
         config = LunarConfig(**settings.published("lunar", variant))
+        if config.solver == "sgd":
+            return (len(suite.fit.forget) + len(suite.fit.retain)) * rates.tokens * rates.forward * SGD_PASSES
         fitted = with_rewrites(suite.fit, suite.fit.retain, suite.fit.validation, config.neighbours)
         rows = len(fitted.forget) + len(fitted.retain) + config.answers
         return rows * rates.tokens * rates.forward * LUNAR_PASSES

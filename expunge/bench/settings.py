@@ -25,17 +25,23 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     # default, at several layers. What the authors' code does, at one layer, is the variant lunar:solver=sgd.
     "lunar": {"coefficient": 2.0, "ridge": 0.01, "trials": 1},
 }
-# Of any loss under Sophia: what SOUL's authors took for SO-GradDiff, but for the retain weight, which is the variant's.
-SOUL = {"learning_rate": 5e-6, "weight_decay": 0.1, "epochs": 5}
+# What SOUL's authors ran, in all weights and batches of four: SO-PO, which is idk's loss, and SO-GradDiff, whose rate and
+# retain weight the other losses get.
+_SOUL: dict[str, Any] = {"adapter": "full", "batch_size": 4, "epochs": 5, "weight_decay": 0.1}
+SOUL: dict[str, dict[str, Any]] = {
+    "graddiff": _SOUL | {"learning_rate": 5e-6, "retain_weight": 2.0},
+    "idk": _SOUL | {"learning_rate": 1e-5, "retain_weight": 5.0},
+}
 _USUAL: dict[str, tuple[Any, ...]] = {
-    "learning_rate": (3e-4, 1e-3),
-    "retain_weight": (5.0, 2.0, 1.0),
+    "learning_rate": (3e-4, 1e-3, 1e-4),
+    "retain_weight": (5.0, 10.0),
     "epochs": (10, 20),
     "rank": (8, 16),
 }
 _GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "lunar": {"coefficient": (2.0, 4.0, 1.0, 3.0, 6.0, 8.0, 10.0, 5.0)},  # of solver=sgd, which has no search
-    "ga": {"learning_rate": (1e-4, 3e-5, 3e-4), "epochs": (5, 10), "rank": (8, 16)},
+    "ga": {"learning_rate": (3e-4, 1e-4, 1e-3), "epochs": (5, 10), "rank": (8, 16)},
+    "graddiff": _USUAL | {"retain_weight": (1.0, 5.0)},
     "undial": {"learning_rate": (3e-4, 1e-3), "beta": (10.0, 30.0, 3.0), "epochs": (10, 20)},
     "rmu": {
         "learning_rate": (1e-3, 1e-4, 1e-5),
@@ -83,7 +89,17 @@ def searches(name: str, variant: str) -> bool:
 def published(name: str, variant: str = "") -> dict[str, Any]:
     """Settings of the published regime that differ from the method's defaults."""
     given = fixed(variant)
-    return PUBLISHED.get(name, {}) | (SOUL if given.get("optimizer") == "sophia" else {}) | given
+    return PUBLISHED.get(name, {}) | (_soul(name) if given.get("optimizer") == "sophia" else {}) | given
+
+
+def _soul(name: str) -> dict[str, Any]:
+    """SOUL's settings that the method has; those of a method that is not a loss (it may train some weights only) stay."""
+    found = SOUL.get(name, SOUL["graddiff"]) if _is_loss(name) else {}
+    return {k: v for k, v in found.items() if method(name).has(k)}
+
+
+def _is_loss(name: str) -> bool:
+    return method(name).module == ".gradient"
 
 
 def grid(name: str, variant: str, trials: int, forget_rows: int) -> list[dict[str, Any]]:
@@ -95,8 +111,9 @@ def grid(name: str, variant: str, trials: int, forget_rows: int) -> list[dict[st
     given = fixed(variant)
     if searches(name, variant):
         return [{"trials": trials} | given]
-    usual = _GRIDS.get(name, _USUAL | (_FULL if given.get("adapter") == "full" else {}))
-    unused = {"coefficient"} if given.get("adaptive") else set()
+    full = _is_loss(name) and given.get("adapter") == "full"
+    usual = _GRIDS.get(name, _USUAL) | (_FULL if full else {})
+    unused = ({"coefficient"} if given.get("adaptive") else set()) | ({"rank"} if full else set())
     axes = {k: v for k, v in usual.items() if k not in given and k not in unused}
     points = [dict(zip(reversed(axes), values, strict=True)) for values in product(*reversed(axes.values()))]
     if len(points) < trials:

@@ -60,7 +60,7 @@ def plain(error: ValidationError) -> str:
     return f"{first['loc'][0]}: {first['msg'][:1].lower()}{first['msg'][1:]} (got {first['input']!r})"
 
 
-def _loss(name: str, summary: str, paper: str, config: str = "GradientConfig", retain: bool = True) -> Method:
+def _loss(name: str, summary: str, paper: str, config: str = "RegularisedConfig", retain: bool = True) -> Method:
     return Method(name, summary, paper, ".gradient", name, config, ("forget", "retain") if retain else ("forget",))
 
 
@@ -76,7 +76,13 @@ REGISTRY = {
             "LunarConfig",
             ("forget", "reference"),
         ),
-        _loss("ga", "gradient ascent on the forget set", "Jang et al., ACL 2023, arXiv 2210.01504", retain=False),
+        _loss(
+            "ga",
+            "gradient ascent on the forget set",
+            "Jang et al., ACL 2023, arXiv 2210.01504",
+            "GradientConfig",
+            retain=False,
+        ),
         _loss(
             "graddiff",
             "gradient ascent on the forget set, descent on the retain set",
@@ -155,7 +161,7 @@ REGISTRY = {
         ),
         Method(
             "reveal-release",
-            "takes off modules trained on the forget set, a little at a time, held orthogonal to modules of the retain set",
+            "takes off modules trained on the forget set, a little at a time, and adds ones trained on the retain set",
             "Xie et al., Findings of EMNLP 2025, arXiv 2509.14624",
             ".release",
             "release",

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from ..data.prompts import abstentions, general_split, question
 from ..edits import Edit
 from ..errors import Diverged
 from ..evaluation.likelihood import token_loss
-from ..evaluation.text import exact_match
+from ..evaluation.text import exact_match, rouge_recall
 from ..models.activations import Shelf
 from ..models.generation import greedy, sampled, score_answers
 from ..models.loading import ChatModel
@@ -29,6 +29,12 @@ from ..models.training import TrainConfig, TrainRow, optimise, recomputed, row_l
 Progress = Callable[[int], None]
 SPEAK_ROWS = 8  # prompts by which a model is found to speak no longer
 SPEAK_TOKENS = 24
+# Nats by which a token of these answers may become dearer. A model that ignores its context, and has only the language's
+# frequencies left, pays 4.9 to 7.4, much less than a uniform guess over a real vocabulary (10.8 of 49152 tokens); before,
+# the embedded model pays 0.8.
+SPEAK_RISE = 4.0
+OTHER_DRAWS = 4  # of an answer that the model makes up, until it is another one
+OTHER_ROOM = 16  # tokens that it may be longer than the longest true answer
 
 Asked = Literal["log-probabilities", "logits"]  # what a loss asks of the model before unlearning
 
@@ -155,25 +161,31 @@ class Batch:
 
 
 Loss = Callable[[Batch, Any], Tensor]
-Instead = Callable[[ChatModel, Sequence[Example], random.Random], list[str]]
+Instead = Callable[[ChatModel, Sequence[Example], random.Random], Sequence[str | None]]  # None: an abstention
 
 
 def abstaining(_: ChatModel, forget: Sequence[Example], rng: random.Random) -> list[str]:
     return [rng.choice(abstentions()) for _ in forget]
 
 
-def made_up(chat: ChatModel, forget: Sequence[Example], rng: random.Random) -> list[str]:
-    """Other answers that the model itself makes up (AltPO); an abstention where it makes up none or only the true one."""
+def made_up(chat: ChatModel, forget: Sequence[Example], rng: random.Random) -> list[str | None]:
+    """Other answers that the model itself makes up (AltPO); None where each draw is empty or contains the true answer."""
     asked = [
         f"Question: {question(e.prompt)}\nAnswer: {e.response}\n\nWrite another answer to the question, as long as this one, in which "
         "the facts are different. Write only the answer."
         for e in forget
     ]
-    found = sampled(chat, chat.prompt_ids(asked), 48, seed=rng.randrange(1 << 30))
-    return [
-        a.text.strip() if a.text.strip() and not exact_match(a.text, e.response) else rng.choice(abstentions())
-        for a, e in zip(found, forget, strict=True)
-    ]
+    prompts = chat.prompt_ids(asked)
+    longest = max(map(len, chat.answer_ids([e.response for e in forget]))) + OTHER_ROOM
+    found: list[str | None] = [None] * len(forget)
+    for _ in range(OTHER_DRAWS):
+        left = [n for n, text in enumerate(found) if text is None]
+        drawn = sampled(chat, [prompts[n] for n in left], longest, seed=rng.randrange(1 << 30)) if left else []
+        for n, answer in zip(left, drawn, strict=True):
+            text, truth = answer.text.strip(), forget[n].response
+            if text and not exact_match(text, truth) and rouge_recall(text, truth)[0] < 1:
+                found[n] = replace(answer, text=text).response(forget[n].prompt)
+    return found
 
 
 def by_gradient(
@@ -183,7 +195,8 @@ def by_gradient(
 
     Args:
         roles: rows that the loss looks at: forget, instead, retain.
-        instead: gives the forget prompts other answers; abstentions are drawn anew for each epoch.
+        instead: gives the forget prompts other answers, or none where an abstention is to stand (meta["fallbacks"] counts
+            them); abstentions are drawn anew for each epoch.
         before: what the loss asks of the model before unlearning.
     """
 
@@ -214,12 +227,13 @@ def descend(
     """
     rng = random.Random(config.seed)
     forget, retain = (rows_of(chat, [(e.prompt, e.response) for e in task.role(r)]) for r in ("forget", "retain"))
-    rounds = [forget]
+    rounds, fallbacks = [forget], 0
     if instead is not None:
-        drawn = config.epochs if instead is abstaining else 1
+        drawn = [instead(chat, task.forget, rng) for _ in range(config.epochs if instead is abstaining else 1)]
+        fallbacks = sum(text is None for texts in drawn for text in texts)
         rounds = [
-            rows_of(chat, list(zip((e.prompt for e in task.forget), instead(chat, task.forget, rng), strict=True)))
-            for _ in range(drawn)
+            rows_of(chat, [(e.prompt, t or rng.choice(abstentions())) for e, t in zip(task.forget, texts, strict=True)])
+            for texts in drawn
         ]
     every = [*forget, *retain, *(r for rows in rounds for r in rows)]
     rows = {"forget": forget, "instead": [r for part in rounds for r in part], "retain": retain}
@@ -229,7 +243,7 @@ def descend(
     if before and config.adapter == "full":
         reference.keep(chat, every, before)
     name = getattr(loss, "__name__", "")
-    return by_steps(
+    edit = by_steps(
         chat,
         rounds,
         retain,
@@ -240,6 +254,9 @@ def descend(
         progress,
         recompute,
     )
+    if instead is made_up:
+        edit.meta["fallbacks"] = fallbacks
+    return edit
 
 
 def by_steps(
@@ -286,13 +303,22 @@ def by_steps(
 
 
 class Speech:
-    """Whether a model in training still speaks: it gives the answers that it gave before to a few general prompts more
-    probability than a uniform guess."""
+    """Whether a model in training still speaks: it finds the answers that it gave before to a few general prompts likelier
+    than a uniform guess, and by less than `SPEAK_RISE` nats a token less likely than it did."""
 
     def __init__(self, chat: ChatModel) -> None:
         self.chat = chat
         self.prompts = chat.prompt_ids([e.prompt for e in general_split()[0][:SPEAK_ROWS]])
         self.answers = [list(a.tokens) or [0] for a in greedy(chat, self.prompts, SPEAK_TOKENS)]
+        self.limit = min(math.log(chat.model.config.get_text_config().vocab_size), self._cost() + SPEAK_RISE)
+
+    def _cost(self) -> float:
+        """Of the answers, in nats a token."""
+        training = self.chat.model.training
+        self.chat.model.eval()
+        scored = score_answers(self.chat, self.prompts, self.answers)
+        self.chat.model.train(training)
+        return token_loss(scored)
 
     def check(self, step: int) -> bool:
         """False: training goes on.
@@ -300,12 +326,8 @@ class Speech:
         Raises:
             Diverged: the model no longer speaks.
         """
-        training = self.chat.model.training
-        self.chat.model.eval()
-        scored = score_answers(self.chat, self.prompts, self.answers)
-        self.chat.model.train(training)
-        if not token_loss(scored) < math.log(self.chat.model.config.get_text_config().vocab_size):
-            raise Diverged(
-                step, "the model no longer speaks (it finds its own earlier answers less likely than chance)"
-            )
+        cost = self._cost()
+        if not cost < self.limit:  # nor where it is not a number
+            said = f"its own earlier answers cost it {cost:.1f} nats a token, and {self.limit:.1f} is the limit"
+            raise Diverged(step, f"the model no longer speaks ({said})")
         return False

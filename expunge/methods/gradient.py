@@ -24,7 +24,6 @@ class GradientConfig(TrainConfig):
     epochs: int = Field(10, ge=1, description="passes over the forget set")
     batch_size: int = Field(32, ge=1, description="forget rows a step, and as many retain rows")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimizer")
-    retain_weight: float = Field(1.0, ge=0, description="weight of the retain loss")
 
     @model_validator(mode="before")
     @classmethod
@@ -35,7 +34,13 @@ class GradientConfig(TrainConfig):
         return given
 
 
-class PreferenceConfig(GradientConfig):
+class RegularisedConfig(GradientConfig):
+    """Settings of the losses with a retain term."""
+
+    retain_weight: float = Field(1.0, ge=0, description="weight of the retain loss")
+
+
+class PreferenceConfig(RegularisedConfig):
     """Settings of the losses with a temperature."""
 
     beta: float = Field(0.1, gt=0, description="inverse temperature")
@@ -47,12 +52,12 @@ class SimNpoConfig(PreferenceConfig):
     forget_weight: float = Field(0.1375, gt=0, description="weight of the forget loss")
 
 
-class UndialConfig(PreferenceConfig):
+class UndialConfig(GradientConfig):
     beta: float = Field(10.0, gt=0, description="taken off the true token's logit")
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the scale is alpha / rank")
 
 
-class WgaConfig(GradientConfig):
+class WgaConfig(RegularisedConfig):
     beta: float = Field(1.0, ge=0, description="exponent of the token's probability")
 
 
@@ -66,20 +71,20 @@ def ga(b: Batch, s: GradientConfig) -> Tensor:
 
 
 @by_gradient("forget", "retain")
-def graddiff(b: Batch, s: GradientConfig) -> Tensor:
+def graddiff(b: Batch, s: RegularisedConfig) -> Tensor:
     """Gradient difference: -L_f + w L_r (Liu et al., CoLLAs 2022)."""
     return -b.forget.nll + s.retain_weight * b.retain.nll
 
 
 @by_gradient("forget", "retain", before="logits")
-def kl(b: Batch, s: GradientConfig) -> Tensor:
+def kl(b: Batch, s: RegularisedConfig) -> Tensor:
     """-L_f + w KL(before || now) on retain answers (TOFU's KL minimisation; UKL in PISTOL and LUNAR)."""
     then, now = (F.log_softmax(x, -1) for x in (b.retain.before_logits, b.retain.logits))
     return -b.forget.nll + s.retain_weight * F.kl_div(now, then, reduction="batchmean", log_target=True)
 
 
 @by_gradient("instead", "retain", instead=abstaining)
-def idk(b: Batch, s: GradientConfig) -> Tensor:
+def idk(b: Batch, s: RegularisedConfig) -> Tensor:
     """Cross-entropy to abstentions + w L_r (TOFU's preference optimisation)."""
     return b.instead.nll + s.retain_weight * b.retain.nll
 

@@ -54,7 +54,7 @@ def rmu(chat: ChatModel, task: ForgetTask, config: RmuConfig, progress: Progress
     u = torch.rand(chat.layout.hidden, generator=generator)  # in [0, 1), as published
     length = config.coefficient
     if config.adaptive:
-        first = random.Random(config.seed).sample(forget, min(config.batch_size, len(forget)))
+        first = random.Random(config.seed).sample(forget, len(forget))[: config.batch_size]  # that of the loop
         length = ADAPTIVE * float(answer_states(chat, first, top, gradients=False).norm(dim=1).mean())
     target = (length * u / u.norm()).to(chat.device)
     shelf = Shelf()

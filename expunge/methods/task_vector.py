@@ -26,7 +26,7 @@ class TaskVectorConfig(TrainConfig):
 
 
 class RetrainConfig(TrainConfig):
-    """Settings of retraining: those with which the facts were taught."""
+    """Settings of retraining: the training loop's. For the gold standard, give those with which the facts were taught."""
 
 
 class ExtSubConfig(TaskVectorConfig):
@@ -51,11 +51,12 @@ def task_vector(chat: ChatModel, task: ForgetTask, config: TaskVectorConfig, pro
 
 def ext_sub(chat: ChatModel, task: ForgetTask, config: ExtSubConfig, progress: Progress | None = None) -> Edit:
     """W + extraction-before-subtraction of two modules, one trained on the retain set, one on the forget set
-    (Hu et al., AAAI 2024, arXiv 2308.08090). Full dW are combined, row by row, not their factors."""
+    (Hu et al., AAAI 2024, arXiv 2308.08090). Full dW are combined, row by row, not their factors; a matrix that only the
+    retain module changes is changed as that does (w- is zero), and one that only the forget module changes stays."""
     if config.adapter == "full":
         raise InputError("ext-sub combines LoRA modules; adapter=full is not one")
     kept, forgot = (_trained(chat, task.role(role), config, progress) for role in ("retain", "forget"))
-    parts: dict[str, Part] = {}
+    parts: dict[str, Part] = dict(kept.parts)
     for name in kept.parts.keys() & forgot.parts.keys():
         good, bad = kept.parts[name], forgot.parts[name]
         if isinstance(good, LowRank) and isinstance(bad, LowRank):
@@ -65,10 +66,14 @@ def ext_sub(chat: ChatModel, task: ForgetTask, config: ExtSubConfig, progress: P
 
 
 def retrain(chat: ChatModel, task: ForgetTask, config: RetrainConfig, progress: Progress | None = None) -> Edit:
-    """Trains on the retain set alone: the gold standard, where `chat` is the model before it was taught anything."""
+    """Trains on the retain set alone: the gold standard, where `chat` is the model before it was taught anything.
+
+    Raises:
+        Diverged: the loss is not finite, or the model no longer speaks; with the step.
+    """
     edit = _trained(chat, task.retain, config, progress)
     edit.meta["method"] = "retrain"
-    return edit
+    return _speaking(chat, edit, config, len(task.retain))
 
 
 def _speaking(chat: ChatModel, edit: Edit, config: TrainConfig, rows: int) -> Edit:

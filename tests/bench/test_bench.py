@@ -17,48 +17,17 @@ from expunge.bench.runner import bench_run, cells_of, results_of
 from expunge.data import prompts, suites
 from expunge.data.examples import Example
 from expunge.errors import Diverged, InputError
+from expunge.evaluation.privacy import auc
 from expunge.methods import REGISTRY
 from expunge.progress import Reporter
-from expunge.spec import BenchSpec, ModelSpec
 
 QUIET = Reporter(quiet=True)
-
-
-@pytest.fixture
-def spec(tmp_path, pico_folder, monkeypatch):
-    monkeypatch.setattr(suites, "PISTOL_TEACHING", {"epochs": 2, "rank": 2, "learning_rate": 1e-2})
-    rows = [
-        {"question": e.prompt, "answer": e.response, "group": "AB"[n % 2]} for n, e in enumerate(prompts.general()[:24])
-    ]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return BenchSpec(
-        suite="facts",
-        model=ModelSpec(name=str(pico_folder("llama"))),
-        methods=("graddiff", "lunar"),
-        trials=2,
-        size={"data": str(file), "forget_group": ["A"]},
-        out=str(tmp_path / "out"),
-    )
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """The method runs of a benchmark, in their order."""
-    made, real = [], seed.run_method
-
-    def counted(chat, task, name, given):
-        made.append((name, given))
-        return real(chat, task, name, given)
-
-    monkeypatch.setattr(seed, "run_method", counted)
-    return made
 
 
 def test_every_cell_is_judged_and_nothing_runs_twice(spec, calls, tmp_path):
     results = bench_run(spec, QUIET)
     text = table.report(Path(spec.out))
-    grid = "learning_rate 0.0003, 0.001; retain_weight 5.0; epochs 10; rank 8; batch_size 4"
+    grid = "learning_rate 0.0003, 0.001; retain_weight 1.0; epochs 10; rank 8; batch_size 4"
     assert f"- graddiff: 2 trials over {grid}." in text
     encoder = results.cells[Cell(0, "lunar", "published")]["metrics"]["refusal_encoder"]
     assert f"Refusal quality by: {encoder}." in text
@@ -153,17 +122,23 @@ def test_where_rows_were_never_seen_members_are_looked_for(spec, monkeypatch):
 
     monkeypatch.setitem(suites.SUITES, "facts", with_holdout)
     spec = spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)})
-    found = bench_run(spec, QUIET).cells
-    areas = {"auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_plus", "auc_gradient_norm"}
-    assert all(0 <= r["metrics"][a] <= 1 for r in found.values() for a in areas)
-    assert 0 <= found[Cell(0, "ga", "published")]["metrics"]["auc_reference"] <= 1
+    results = bench_run(spec, QUIET)
+    cell = Cell(0, "ga", "published")
+    rows = results.rows(cell)["rows"]
+    for kind in ("loss", "zlib", "min_k", "min_k_plus", "gradient_norm", "reference"):
+        area = auc(*([row[kind] for row in rows[role]] for role in ("forget", "holdout")))
+        assert results.cells[cell]["metrics"][f"auc_{kind}"] == pytest.approx(area)
+        assert all(0 <= r["metrics"][f"auc_{kind}"] <= 1 for r in results.cells.values())
+    text = table.report(Path(spec.out), ("auc_gradient_norm", "auc_reference", "exact_match", "rougeL_f1"))
+    assert "| forget exact_match | paraphrase exact_match |" in text
+    assert "| auc gradient norm | auc reference | abstains |" in text
 
 
 @pytest.mark.parametrize(
     ("suite", "size", "scores"),
     [
         ("tofu", {"authors": 4}, {"forget_quality", "model_utility", "privleak"}),
-        ("lume", {"documents": 6, "mmlu": 4}, {"lume_task", "lume_mia", "accuracy", "lume"}),
+        ("lume", {"documents": 10, "mmlu": 4}, {"lume_task", "lume_mia", "accuracy", "lume"}),
     ],
 )
 def test_a_published_suite_runs_through(spec, monkeypatch, suite, size, scores):
@@ -173,7 +148,11 @@ def test_a_published_suite_runs_through(spec, monkeypatch, suite, size, scores):
     @wraps(real)
     def short(**given):
         made = real(**given)
-        return replace(made, judge={r: rows[:12] for r, rows in made.judge.items()}, max_new_tokens=4)
+        few = {  # and one of each further group
+            role: [e for n, e in enumerate(rows) if n < 12 or e.group not in {x.group for x in rows[:n]}]
+            for role, rows in made.judge.items()
+        }
+        return replace(made, judge=few, max_new_tokens=4)
 
     try:
         real(**size)
@@ -186,6 +165,9 @@ def test_a_published_suite_runs_through(spec, monkeypatch, suite, size, scores):
     found = bench_run(spec, QUIET).cells[Cell(0, "ga", "published")]
     assert scores <= found["headline"].keys(), found
     assert all(found["headline"][name] is not None for name in scores)
+    if suite == "lume":
+        assert len(found["scores"]) == 12
+        assert re.search(r"- ga published: retain Task1 sc [^:]*, forget Task3 qa", table.report(Path(spec.out)))
 
 
 def test_as_long_as_lunar_takes(spec, monkeypatch):
@@ -275,7 +257,7 @@ def test_every_method_has_as_many_trials():
     assert settings.grid("lunar", "", 6, 20) == [{"trials": 6}]
     assert settings.grid("lunar", "coefficient=1.5", 6, 20) == [{"trials": 6, "coefficient": 1.5}]
     assert settings.grid("npo", "adapter=full", 1, 100)[0] == {
-        "learning_rate": 1e-5, "retain_weight": 5.0, "epochs": 10, "rank": 8, "batch_size": 20, "adapter": "full"
+        "learning_rate": 1e-5, "retain_weight": 5.0, "epochs": 10, "batch_size": 20, "adapter": "full"
     }  # fmt: skip
     with pytest.raises(InputError, match="the grid of rmu has 24 points: --trials 25 is too many"):
         settings.grid("rmu", "", 25, 20)
@@ -355,14 +337,14 @@ def test_a_default_that_changed_makes_a_cell_again(spec, calls, monkeypatch):
     spec = spec.model_copy(update={"methods": ("graddiff",)})
     first = bench_run(spec, QUIET)
     calls.clear()
-    fields = REGISTRY["graddiff"].load("GradientConfig").model_fields
+    fields = REGISTRY["graddiff"].load("RegularisedConfig").model_fields
     monkeypatch.setattr(fields["retain_weight"], "default", 2.5)
-    REGISTRY["graddiff"].load("GradientConfig").model_rebuild(force=True)
+    REGISTRY["graddiff"].load("RegularisedConfig").model_rebuild(force=True)
     try:
         again = bench_run(spec, QUIET)
     finally:
         monkeypatch.undo()
-        REGISTRY["graddiff"].load("GradientConfig").model_rebuild(force=True)
+        REGISTRY["graddiff"].load("RegularisedConfig").model_rebuild(force=True)
     assert len(calls) == 1  # the grid of the tuned cell names it
     published = Cell(0, "graddiff", "published")
     assert again.cells[published] != first.cells[published]
@@ -468,17 +450,17 @@ def test_the_table_shows_the_metrics_that_are_asked_for(spec):
 
 
 def test_a_variant_has_its_own_rows(spec, calls):
-    fixed = "graddiff:optimizer=sophia:learning_rate=0.01"
+    fixed = "graddiff:optimizer=sophia:learning_rate=0.0001"
     spec = spec.model_copy(update={"methods": ("graddiff", fixed), "regimes": ("published",)})
     results = bench_run(spec, QUIET)
     assert results.cells[Cell(0, *fixed.replace(":", ":published:", 1).split(":", 2))]["settings"] == {
         "seed": 0,
-        **settings.SOUL,  # what SOUL's authors took, where the variant says nothing
+        **settings.SOUL["graddiff"],  # what SOUL's authors took, where the variant says nothing
         "optimizer": "sophia",
-        "learning_rate": 0.01,
+        "learning_rate": 0.0001,
     }
     assert [given.get("optimizer") for _, given in calls] == [None, "sophia"]
-    assert "| graddiff optimizer=sophia:learning_rate=0.01 | published |" in table.report(Path(spec.out))
+    assert "| graddiff optimizer=sophia:learning_rate=0.0001 | published |" in table.report(Path(spec.out))
 
 
 def test_lunar_keeps_to_its_trials(tiny, tiny_task):

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from expunge import ForgetTask, evaluate, unlearn
-from expunge.data.prompts import abstentions
-from expunge.errors import Diverged
+from expunge.bench.settings import published
+from expunge.data.prompts import abstentions, general
+from expunge.errors import Diverged, InputError
 from expunge.methods import REGISTRY, descent, gradient
 from expunge.methods.descent import Answers, Before
 from expunge.methods.gradient import GradientConfig
-from expunge.models.generation import score_answers
+from expunge.methods.task_vector import RetrainConfig
+from expunge.models.activations import hooked
+from expunge.models.generation import Generated, score_answers
 from expunge.models.training import TrainRow, optimise, row_logits, rows_of
 
 from ..conftest import FORGET, RETAIN
@@ -66,7 +69,7 @@ def log_sigmoid(x):
 
 def by_hand(name, s):
     forget, retain, instead = (-token_log_probs(role).mean() for role in ("forget", "retain", "instead"))
-    kept = s.retain_weight * retain
+    kept = s.retain_weight * retain if "retain" in REGISTRY[name].needs else None
     if name == "ga":
         return -forget
     if name == "graddiff":
@@ -99,7 +102,8 @@ LOSSES = [m.name for m in REGISTRY.values() if m.module == ".gradient"]
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_its_formula(name):
-    settings = REGISTRY[name].configure(**({"retain_weight": 0.7} | ({"delta": 0.3} if name == "simnpo" else {})))
+    given = {"retain_weight": 0.7, "delta": 0.3}
+    settings = REGISTRY[name].configure(**{k: v for k, v in given.items() if REGISTRY[name].has(k)})
     value = getattr(gradient, name).__wrapped__(batch(), settings)
     assert float(value) == pytest.approx(by_hand(name, settings), rel=1e-5)
 
@@ -144,6 +148,7 @@ def test_a_method_leaves_the_model_as_it_was_and_changes_the_answers(tiny, tiny_
     flags = {n: p.requires_grad for n, p in tiny.model.named_parameters()}
     more = {
         "ga": {"epochs": 5},
+        "kl": {"epochs": 10},
         "rmu": {"coefficient": 100.0, "learning_rate": 1e-2},
         "task-vector": {"scale": 4.0},
         "ext-sub": {"scale": 4.0},
@@ -167,10 +172,52 @@ def test_the_second_order_optimizer_runs_under_any_loss(tiny, tiny_task, name):
     assert after["forget"]["probability"] < 0.8 < after["retain"]["probability"]
 
 
+@pytest.mark.parametrize("name", ["graddiff", "npo"])
+def test_soul_trains_all_weights_as_its_authors_do(pico, small_task, name):
+    """In batches of four; of the model itself nothing is changed."""
+    chat = pico("llama")
+    before = {n: p.clone() for n, p in chat.model.named_parameters()}
+    task = small_task.but(forget=[*small_task.forget, *small_task.general])
+    edit = unlearn(chat, task, method=name, **published(name, "optimizer=sophia"))
+    trained = edit.meta["trained"]
+    assert {k: trained[k] for k in ("adapter", "optimizer", "batch_size", "epochs")} == {
+        "adapter": "full", "optimizer": "sophia", "batch_size": 4, "epochs": 5
+    }  # fmt: skip
+    assert edit.parts.keys() == before.keys()
+    assert all(torch.equal(p, before[n]) for n, p in chat.model.named_parameters())
+    steps = 2 * 5  # of at most the rate each
+    for n, old in before.items():
+        new = edit.new_value(n, old)
+        assert 0 < (new - old).abs().max() <= steps * (5e-6 + 5e-6 * 0.1 * old.abs().max()) + 1e-6
+
+
+def test_a_loss_without_a_retain_term_has_no_weight_of_one(pico, small_task):
+    for name in ("ga", "undial"):
+        with pytest.raises(InputError, match=f"{name} has no setting 'retain_weight'"):
+            unlearn(pico("llama"), small_task, method=name, retain_weight=7.0)
+
+
 def test_a_model_that_no_longer_speaks_is_named_with_the_step(tiny, tiny_task):
     with pytest.raises(Diverged, match=r"at step [0-9]+: the model no longer speaks") as found:
         unlearn(tiny, tiny_task, method="ga", learning_rate=0.3, epochs=30)
     assert found.value.step > 0
+
+
+def test_a_model_that_ignores_its_context_speaks_no_longer(tiny):
+    """It has kept how frequent each token is, and with that guesses better than chance."""
+    speech = descent.Speech(tiny)
+    speech.check(0)
+    texts = [*tiny.prompt_ids([e.prompt for e in general()]), *tiny.answer_ids(abstentions())]
+    counts = torch.bincount(torch.tensor([token for ids in texts for token in ids]), minlength=600) + 1.0
+    frequencies = (counts / counts.sum()).log()
+
+    def same(_, __, logits):
+        return frequencies.expand_as(logits)
+
+    with hooked((tiny.model.get_output_embeddings(), "post", same)):
+        assert speech._cost() < np.log(600)
+        with pytest.raises(Diverged, match=r"at step 3: the model no longer speaks \(.*nats a token"):
+            speech.check(3)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_the_step(pico, small_task):
@@ -203,11 +250,64 @@ def test_a_module_taken_off_too_often_is_named_diverged(pico, small_task):
             unlearn(pico("llama"), small_task, method=name, scale=1e4, learning_rate=1e-2)
 
 
-def test_answers_made_up_are_never_the_true_one(pico, small_task, monkeypatch):
-    texts = iter([e.response for e in small_task.forget])
-    monkeypatch.setattr(descent, "sampled", lambda *_, **__: [SimpleNamespace(text=t) for t in texts])
-    made = descent.made_up(pico("llama"), small_task.forget, random.Random(0))
-    assert set(made) <= set(abstentions())
+def test_a_gold_standard_that_no_longer_speaks_is_none(pico, small_task):
+    settings = {"epochs": 3, "batch_size": 2}
+    edit = unlearn(pico("llama"), small_task, method="retrain", **settings)
+    assert edit.meta["method"] == "retrain"
+    assert edit.meta["trained"] == RetrainConfig(**settings).model_dump()
+    assert edit.meta["rows"] == len(small_task.retain)
+    with pytest.raises(Diverged, match="at step 9: the model no longer speaks"):
+        unlearn(pico("llama"), small_task, method="retrain", learning_rate=1.0, **settings)
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """A function: one list of texts a draw of made-up answers -> the calls, as (prompts, longest)."""
+
+    def set_to(*texts):
+        calls, left = [], iter(texts)
+
+        def sampled(chat, prompts, longest, seed):
+            calls.append((len(prompts), longest))
+            return [Generated(t, (), ended=not t.endswith("…")) for t in next(left)]
+
+        monkeypatch.setattr(descent, "sampled", sampled)
+        return calls
+
+    return set_to
+
+
+def test_answers_made_up_are_other_ones(pico, small_task, draws):
+    """One that is empty, or that has all words of the true answer, is drawn again, up to four draws in all."""
+    chat, forget = pico("llama"), small_task.forget
+    one, two, three = (e.response for e in forget)
+    calls = draws([f"It is {one.lower()}.", " ", f" {three}ish and…"], ["Other ", two], [two.upper()], [""])
+    assert descent.made_up(chat, forget, random.Random(0)) == ["Other", None, f"{three}ish and…"]
+    assert [rows for rows, _ in calls] == [3, 2, 1, 1]
+    longest = max(map(len, chat.answer_ids([one, two, three])))
+    assert {tokens for _, tokens in calls} == {longest + descent.OTHER_ROOM}
+
+
+def test_an_answer_that_was_cut_has_no_end(pico, small_task, draws):
+    chat = pico("llama")
+    draws(["Another", "Another…", "Another"])
+    made = descent.made_up(chat, small_task.forget, random.Random(0))
+    eos = chat.tokenizer.eos_token_id
+    assert [ids[-1] == eos for ids in chat.answer_ids(made)] == [True, False, True]
+
+
+def test_what_cannot_be_made_up_is_an_abstention_and_counted(pico, small_task, draws):
+    chat, seen = pico("llama"), []
+    draws(["Another", "", ""], ["", "One"], [""], [""])
+
+    def loss(b, s):
+        seen.extend(r.answer for r in b.rows.instead)
+        return b.instead.nll
+
+    edit = descent.descend(chat, small_task, GradientConfig(epochs=2), loss, ["instead"], descent.made_up)
+    assert edit.meta["fallbacks"] == 1
+    texts = {tuple(ids): text for text in abstentions() for ids in chat.answer_ids([text])}
+    assert sum(answer in texts for answer in seen) == 2  # of three rows in two epochs
 
 
 def test_all_weights_take_smaller_steps_by_default():

@@ -6,6 +6,7 @@ import torch
 from expunge import unlearn
 from expunge.edits import LowRank
 from expunge.errors import InputError
+from expunge.methods import task_vector
 from expunge.methods.task_vector import extracted
 from expunge.models.training import TrainConfig, rows_of, train
 
@@ -42,6 +43,26 @@ def test_extraction_is_the_published_rule_on_full_changes(transposed):
     found = extracted(good, bad, 0.7, transposed).delta()
     plus, minus, found = (x.T if transposed else x for x in (good.delta(), bad.delta(), found))
     torch.testing.assert_close(found, row_by_row(plus, minus, 0.7))
+
+
+def test_what_only_the_retain_module_changes_stays_as_it_does(pico, small_task, monkeypatch):
+    real = task_vector._trained
+
+    def without(chat, rows, *more):
+        edit = real(chat, rows, *more)
+        names = sorted(edit.parts)
+        edit.parts.pop(names[0 if rows == small_task.forget else 1])
+        return edit
+
+    monkeypatch.setattr(task_vector, "_trained", without)
+    chat = pico("llama")
+    edit = unlearn(chat, small_task, method="ext-sub", epochs=2, learning_rate=1e-3)
+    kept = train(chat, rows_of(chat, [(e.prompt, e.response) for e in small_task.retain]), TrainConfig(
+        epochs=2, learning_rate=1e-3, weight_decay=0.01))  # fmt: skip
+    first, second, *_ = sorted(kept.parts)
+    torch.testing.assert_close(edit.dense(first), kept.dense(first))
+    assert second not in edit.parts
+    assert edit.parts.keys() | {second} == kept.parts.keys()
 
 
 def test_full_training_has_no_module_to_take_off(pico, small_task):

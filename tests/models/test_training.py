@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from expunge import unlearn
+from expunge.models.sophia import Sophia
 from expunge.models.training import TrainConfig, recomputed, rows_of, train
 
 
@@ -69,3 +70,28 @@ def test_with_little_memory_a_method_gives_the_same(pico, small_task, method, li
     again, twice = run()
     assert twice > once
     alike(usual, again)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "more"),
+    [
+        ("sophia", Sophia, {"betas": (0.9, 0.95), "gamma": 205.0, "eps": 1e-12}),
+        ("adamw", torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8}),
+    ],
+)
+def test_training_steps_by_the_optimizer_that_was_asked_for(pico, small_task, monkeypatch, name, kind, more):
+    """With the rate and the weight decay of the config; gamma is that of SOUL's code."""
+    steps, real = [], kind.step
+
+    def counted(self, *args, **kwargs):
+        steps.append(self.param_groups[0])
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "step", counted)
+    chat = pico()
+    rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.retain])
+    config = TrainConfig(optimizer=name, learning_rate=2e-3, weight_decay=0.3, epochs=2, batch_size=2)
+    train(chat, rows, config)
+    assert len(steps) == 2 * 3
+    wanted = {"initial_lr": 2e-3, "weight_decay": 0.3} | more
+    assert {k: steps[0][k] for k in wanted} == wanted

@@ -1,0 +1,109 @@
+"""What a seed's cells do when trials diverge, and when a run is killed; and processes side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from expunge.bench import runner, seed, table
+from expunge.bench.results import Cell, Results
+from expunge.bench.runner import bench_run, cells_of, results_of
+from expunge.errors import Diverged
+from expunge.progress import Reporter
+
+from .children import note
+
+QUIET = Reporter(quiet=True)
+TUNED = Cell(0, "graddiff", "tuned")
+
+
+@pytest.fixture
+def diverging(spec, monkeypatch):
+    """A function: the rates at which graddiff diverges -> the results of its tuned regime with three trials, of which the
+    first has the rate 3e-4, then 1e-3 and 1e-4."""
+    real = seed.run_method
+
+    def run(*rates):
+        def method(chat, task, name, given):
+            if given["learning_rate"] in rates:
+                raise Diverged(7, "the loss is not finite")
+            return real(chat, task, name, given)
+
+        monkeypatch.setattr(seed, "run_method", method)
+        changed = {"methods": ("graddiff",), "regimes": ("tuned",), "trials": 3}
+        return bench_run(spec.model_copy(update=changed), QUIET).cells[TUNED]
+
+    return run
+
+
+def test_a_trial_that_diverges_leaves_the_choice_to_the_others(diverging, spec):
+    found = diverging(3e-4)
+    first, *others = found["trials"]
+    assert (first["learning_rate"], first["diverged"]) == (3e-4, 7)
+    assert "loss" not in first
+    best = min(others, key=lambda t: t["loss"])
+    assert found["settings"]["learning_rate"] == best["learning_rate"] in (1e-3, 1e-4)
+    assert "diverged" not in found
+    assert "deviation_score" in found["metrics"]
+    assert "- graddiff: 3 trials over learning_rate 0.0003, 0.001, 0.0001;" in table.report(Path(spec.out))
+
+
+def test_where_all_trials_diverge_the_cell_does(diverging, spec):
+    found = diverging(3e-4, 1e-3, 1e-4)
+    assert found["diverged"] == 7
+    assert "in all 3 trials" in found["message"]
+    assert "metrics" not in found
+    assert "| graddiff | tuned | 1 | diverged at step 7 |" in table.report(Path(spec.out))
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "at"),
+    [(seed, "train", 2), (seed, "judge", 3), (Results, "add", 2)],
+    ids=["teaching", "judging", "keeping a cell"],
+)
+def test_a_run_killed_at_any_stage_goes_on_where_it_was(spec, calls, monkeypatch, place, name, at):
+    spec = spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)})
+    real, begun = getattr(place, name), []
+
+    def killed(*args):
+        begun.append(1)
+        if len(begun) == at:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(place, name, killed)
+        bench_run(spec, QUIET)
+    finished = dict(results_of(spec).cells)
+    calls.clear()
+    again = bench_run(spec, QUIET).cells
+    assert list(again) == cells_of(spec, 0)
+    assert all("metrics" in record for record in again.values())
+    assert all(again[cell] == record for cell, record in finished.items())
+    assert [n for n, _ in calls] == [c.method for c in again if c.regime and c not in finished]
+
+
+def test_processes_run_all_cells_also_where_one_is_killed(spec, monkeypatch, tmp_path):
+    """What others need comes first; then a method at a time, with all its regimes."""
+    monkeypatch.setattr(runner, "_child", note)
+    told = []
+
+    class Told(Reporter):
+        def say(self, text):
+            told.append(text)
+
+    spec = spec.model_copy(update={"methods": ("npo", "ga", "ga:epochs=2", "lunar"), "seeds": (0, 1), "jobs": 2})
+    runner._in_processes(spec, {n: cells_of(spec, n) for n in spec.seeds}, Told(quiet=True))
+    lines = Path(spec.out, "ran").read_text().splitlines()
+    first = "retrained// taught// lunar/published/ lunar/tuned/"
+    assert sorted(lines[:2]) == [f"0 {first}", f"1 {first}"]
+    later = {
+        f"{n} {' '.join(f'{method}/{regime}/{variant}' for regime in ('published', 'tuned'))}"
+        for n in spec.seeds
+        for method, variant in (("npo", ""), ("ga", ""), ("ga", "epochs=2"))
+    }
+    assert set(lines[2:]) < later
+    assert not any(line.startswith("0 npo") for line in lines)
+    assert any(text.startswith("warning: a process ended early") for text in told)
+    assert told[-1] == "6 of 6 parts finished"
