@@ -150,11 +150,14 @@ def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         raise InputError(f"{out} is a folder; --out is the file of rows to forget")
     files = {kind: out.with_suffix(end) for kind, end in _ENDS.items()} | {"forget": out}
     check(spec.reveal, spec.seed)
-    if not spec.output.overwrite and (there := [str(f) for f in files.values() if f.exists()]):
+    folder = out.with_name(f"{out.name}.partial")
+    begun = spec.output.resume and folder.is_dir()  # what stands beside the rows may be there: they are written last
+    if not spec.output.overwrite and (
+        there := [str(f) for f in files.values() if f.exists() and not (begun and f != out)]
+    ):
         raise InputError(f"{there[0]} is there already; pass --overwrite to replace it, or another --out")
     if len({*files.values()}) < len(files):
         raise InputError(f"--out {out}: its curve has that name; take another ending, such as .jsonl")
-    folder = out.with_name(f"{out.name}.partial")
     if not spec.output.resume:
         shutil.rmtree(folder, ignore_errors=True)
     with reporter.stage("load"):

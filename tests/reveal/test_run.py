@@ -9,6 +9,7 @@ import pytest
 
 from expunge import methods
 from expunge.data.examples import Cut, Example, ForgetTask, read_examples
+from expunge.methods import choosing
 from expunge.models.loading import cache_dir
 from expunge.reveal import search, subject
 from expunge.reveal.memo import Memo
@@ -129,6 +130,8 @@ def test_a_killed_search_goes_on_to_the_same_rows(run, tiny_folder, tmp_path, mo
     assert done.code == 1
     assert "--resume" in done.err
     assert not out.exists()
+    out.with_suffix(".retain.jsonl").write_text("")  # as if it had been killed while it wrote
+    assert run("reveal", tiny_folder, *words, "--out", out).code == 2  # is there already
     assert run("reveal", tiny_folder, *words, "--out", out, "--resume").code == 0
     for end in (".jsonl", ".retain.jsonl", ".svg"):
         assert out.with_suffix(end).read_bytes() == (tmp_path / f"whole{end}").read_bytes()
@@ -195,15 +198,19 @@ def test_a_plan_needs_rows(run, tiny_folder, tmp_path):
     assert "expunge reveal" in done.err
 
 
-def test_unlearn_reveals_first(run, tiny_folder, tmp_path):
+def test_unlearn_reveals_first(run, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(choosing, "KIND", 2)
     out = tmp_path / "out"
     words = [*ORACLE, *SMALL, *with_sets("reveal."), "--retain", rows_file(tmp_path / "r.jsonl", RETAIN)]
     settings = ["--method", "reveal-release", "--set", "rounds=1", "--set", "keep=0.1", "--set", "perplexity=9"]
     settings += ["--set", "epochs=1", "--set", "max_new_tokens=8", "--set", "answers=16"]
-    done = run("unlearn", tiny_folder, *words, *settings, "--out", out, "--json")
+    done = run("unlearn", tiny_folder, *words, *settings, "--out", out, "--keep-edit", tmp_path / "edit", "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["method"] == "reveal-release"
+    record = (tmp_path / "edit" / "edit.json").read_text()
+    assert len(json.loads(record)["meta"]["looked_at"]) > 2  # kinds are looked at, and none is named
+    assert not [e.group for e in RETAIN if str(e.group) in record]
     assert report["rounds"][0]["rows"] > 0
     assert "  round 1: lambda_f " in done.err
     assert report["after"]["forget"]["rows"] > 0
