@@ -117,10 +117,15 @@ def sampled(
 
 
 def drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """A token of each row's distribution, (b,), from logits (b, vocabulary), by one random number a row and the cumulative
-    distribution: torch.multinomial draws a number for every token of the vocabulary."""
+    """A token of each row's distribution, (b,), from logits (b, vocabulary)."""
+    return drawn_at(logits, temperature, torch.rand(len(logits), generator=generator))
+
+
+def drawn_at(logits: Tensor, temperature: float, chances: Tensor) -> Tensor:
+    """The same by one number in [0, 1) a row, (b,), and the cumulative distribution: torch.multinomial draws a number for
+    every token of the vocabulary."""
     below = (logits - logits.amax(1, keepdim=True)).float().div_(temperature).exp_().cumsum_(1)
-    at = torch.rand(len(below), 1, generator=generator).to(below) * below[:, -1:]
+    at = chances[:, None].to(below) * below[:, -1:]
     return torch.searchsorted(below, at, right=True)[:, 0].clamp(max=below.shape[1] - 1)
 
 

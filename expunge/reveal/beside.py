@@ -26,6 +26,7 @@ MAKERS, WORK_LISTS, WORKS_EACH = 60, 4, 8  # neighbours whose works are listed s
 WORKS, WORK_FORMS = 350, 2  # works in all, forms that each is asked about in
 QUIZZES = 5  # about each neighbour and each kind
 KIND_TOKENS, LIST_TOKENS, QUIZ_TOKENS, ANSWER_TOKENS = 12, 64, 96, 32
+KEPT_TOKENS = 24  # of an answer that is kept: so many of them are read when an edit is refined
 TEMPERATURE = 0.7  # much of what is said of others at 1 is nonsense
 
 _KIND_LEADS = (
@@ -60,7 +61,7 @@ def kept_beside(
     asked += [form.format(x=w) for w in _works(chat, near, name, own, seed) for form in rng.sample(made, WORK_FORMS)]
     asked += _quizzes(chat, [*(f"the most famous {kind}" for kind in of), *near], seed)
     asked = [*dict.fromkeys(asked)]
-    given = greedy(chat, chat.prompt_ids(asked), ANSWER_TOKENS) if asked else []
+    given = greedy(chat, chat.prompt_ids(asked), KEPT_TOKENS) if asked else []
     return [Example(q, g.response(q), name) for q, g in zip(asked, given, strict=True)]
 
 

@@ -8,18 +8,19 @@ import re
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.examples import Raw
 from ..models.cache import with_room
-from ..models.generation import drawn
+from ..models.generation import drawn_at
 from ..models.loading import ChatModel
 from .text import first_sentence
 
 DIMENSIONS = 10
 SOFT_TOKENS = 5
 INSTRUCTION_TOKENS = 40
-BATCH = 64
+BATCH = 128
 NEAR = 0.1  # standard deviation around a point, in the cube
 
 
@@ -67,48 +68,54 @@ class SoftPrompts:
         near[:, :DIMENSIONS] += NEAR * torch.randn(count, DIMENSIONS, generator=draw)
         return near.clamp(0, 1)
 
-    def _embedded(self, points: Tensor, lead: Tensor) -> Tensor:
-        """(n, SOFT_TOKENS + lead's tokens, hidden)."""
-        soft = ((points[:, :DIMENSIONS] - 0.5) @ self._map).view(len(points), SOFT_TOKENS, -1).to(lead)
-        return torch.cat([soft, lead.expand(len(points), -1, -1)], 1)
+    def _embedded(self, points: Tensor, before: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(the soft tokens and what stands before each instruction, (n, longest, hidden); their mask, (n, longest)), with
+        padding on the left."""
+        soft = ((points[:, :DIMENSIONS] - 0.5) @ self._map).view(len(points), SOFT_TOKENS, -1).to(before[0])
+        rows = [torch.cat([own, text[0]]) for own, text in zip(soft, before, strict=True)]
+        longest = max(map(len, rows))
+        embedded = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+        first = torch.tensor([longest - len(row) for row in rows], device=embedded.device)
+        return embedded, (torch.arange(longest, device=embedded.device) >= first[:, None]).long()
 
     @torch.no_grad()
     def decoded(self, points: Tensor, seed: int, examples: Sequence[str] = ()) -> list[str]:
-        """What the model goes on with after each soft prompt, to the end of the first sentence; the same seed draws the
-        same.
+        """What the model goes on with after each soft prompt, to the end of the first sentence. What is drawn for a row is
+        its place's and the seed's, whatever stands in the other rows.
 
         Args:
             examples: the instruction that each is shown; none: no example.
         """
-        draw = torch.Generator().manual_seed(seed)
+        chances = torch.rand(len(points), INSTRUCTION_TOKENS, generator=torch.Generator().manual_seed(seed))
+        openings = [self.openings[n] for n in self._begins(points).tolist()]
+        kinds = list(zip(openings, examples or [""] * len(points), strict=True))
+        before = {kind: self._before(*kind) for kind in dict.fromkeys(kinds)}
         found = [""] * len(points)
-        groups: dict[tuple[int, str], list[int]] = {}
-        for row, begin in enumerate(self._begins(points).tolist()):
-            groups.setdefault((begin, examples[row] if examples else ""), []).append(row)
-        for (begin, example), rows in sorted(groups.items()):
-            opening = self.openings[begin]
-            lead = self._before(opening, example)
-            texts = [text for part in points[rows].split(BATCH) for text in self._decoded(part, lead, draw)]
+        order = sorted(range(len(points)), key=lambda n: before[kinds[n]].shape[1])  # little padding
+        for begin in range(0, len(order), BATCH):
+            rows = order[begin : begin + BATCH]
+            texts = self._decoded(points[rows], [before[kinds[n]] for n in rows], chances[rows])
             for row, text in zip(rows, texts, strict=True):
-                found[row] = tidy(text, opening)
+                found[row] = tidy(text, openings[row])
         return found
 
     def _begins(self, points: Tensor) -> Tensor:
         """Which opening each point has, (n,)."""
         return (points[:, DIMENSIONS] * len(self.openings)).long().clamp(max=len(self.openings) - 1)
 
-    def _decoded(self, points: Tensor, lead: Tensor, draw: torch.Generator) -> list[str]:
+    def _decoded(self, points: Tensor, before: Sequence[Tensor], chances: Tensor) -> list[str]:
         """A row leaves the batch with its first sentence."""
         model, stop = self.chat.model, self.chat.stop_ids
-        inputs: dict[str, Tensor] = {"inputs_embeds": self._embedded(points, lead)}
+        embedded, mask = self._embedded(points, before)
+        inputs = {"inputs_embeds": embedded, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
         texts = [""] * len(points)
         said: list[list[int]] = [[] for _ in texts]
         alive = torch.arange(len(points))
         past = None
-        for _ in range(INSTRUCTION_TOKENS):
-            result = model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
+        for step in range(INSTRUCTION_TOKENS):
+            result = model(**inputs, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=1)
             past = result.past_key_values if past else with_room(result.past_key_values, INSTRUCTION_TOKENS)
-            chosen = drawn(result.logits[:, -1], self.temperature, draw).cpu()
+            chosen = drawn_at(result.logits[:, -1], self.temperature, chances[alive, step]).cpu()
             more = torch.zeros(len(alive), dtype=torch.bool)
             for at, (row, token) in enumerate(zip(alive.tolist(), chosen.tolist(), strict=True)):
                 if token not in stop:
@@ -118,9 +125,13 @@ class SoftPrompts:
             if not more.any():
                 break
             if not more.all():
-                alive, chosen = alive[more], chosen[more]
+                alive, chosen, mask = alive[more], chosen[more], mask[more.to(mask.device)]
                 past.batch_select_indices(more.nonzero()[:, 0].to(self.chat.device))
-            inputs = {"input_ids": chosen[:, None].to(self.chat.device)}
+            mask = F.pad(mask, (0, 1), value=1)
+            inputs = {
+                "input_ids": chosen[:, None].to(self.chat.device),
+                "position_ids": mask.sum(1, keepdim=True) - 1,
+            }
         return texts
 
 

@@ -175,21 +175,30 @@ def _came_up(chat: ChatModel, name: str, revealed: Revealed) -> list[str]:
 
 
 def _answered(chat: ChatModel, about: Sequence[str], subject: str, seed: int) -> dict[str, list[Example]]:
-    """Questions about each name with the model's own answers: the built-in forms, and some that the model makes up as ones
-    that the subject answers. Questions that name the subject are left out."""
-    asked = {x: [form.format(x=x) for form in _QUESTIONS] for x in about}
-    if about:
-        leads = chat.prompt_ids([Raw(_ASK.format(x=x, s=subject)) for x in about])
-        made = sampled(chat, [p for p in leads for _ in range(MADE)], QUESTION_TOKENS, TEMPERATURE, seed)
-        for n, g in enumerate(made):
-            text = first_sentence(g.text.split('"')[0])
-            if text.endswith("?") and named(about[n // MADE], text):
-                asked[about[n // MADE]].append(text)
-    rows = [Example(q, "", subject) for q in dict.fromkeys(itertools.chain.from_iterable(asked.values()))]
-    rows = [e for e in rows if not speaks_of(str(e.prompt), subject)]
-    given = greedy(chat, chat.prompt_ids([e.prompt for e in rows]), ANSWER_TOKENS) if rows else []
-    known = {e.prompt: Example(e.prompt, g.response(e.prompt), subject) for e, g in zip(rows, given, strict=True)}
-    return {x: [known[q] for q in dict.fromkeys(questions) if q in known] for x, questions in asked.items()}
+    """Questions about each name with the model's own answers: the built-in forms and, of a name that one of these brings
+    back to the subject, some that the model makes up as ones that the subject answers. Questions that name the subject are
+    left out."""
+    answered = _given(chat, {x: [form.format(x=x) for form in _QUESTIONS] for x in about}, subject)
+    back = [x for x, rows in answered.items() if _back(rows, subject)]
+    leads = chat.prompt_ids([Raw(_ASK.format(x=x, s=subject)) for x in back for _ in range(MADE)])
+    drawn = sampled(chat, leads, QUESTION_TOKENS, TEMPERATURE, seed) if leads else []
+    made: dict[str, list[str]] = {x: [] for x in back}
+    for n, g in enumerate(drawn):
+        x, text = back[n // MADE], first_sentence(g.text.split('"')[0])
+        if text.endswith("?") and named(x, text):
+            made[x].append(text)
+    for x, rows in _given(chat, made, subject).items():
+        answered[x] = list({e.prompt: e for e in [*answered[x], *rows]}.values())
+    return answered
+
+
+def _given(chat: ChatModel, asked: Mapping[str, Sequence[str]], subject: str) -> dict[str, list[Example]]:
+    """The questions about each name that do not name the subject, with the model's own answers."""
+    of = {x: [q for q in dict.fromkeys(questions) if not speaks_of(q, subject)] for x, questions in asked.items()}
+    every = list(dict.fromkeys(itertools.chain.from_iterable(of.values())))
+    given = greedy(chat, chat.prompt_ids(every), ANSWER_TOKENS) if every else []
+    known = {q: Example(q, g.response(q), subject) for q, g in zip(every, given, strict=True)}
+    return {x: [known[q] for q in questions] for x, questions in of.items()}
 
 
 # What a model answers best depends on the kind of subject, and is left to the search.

@@ -102,6 +102,18 @@ def test_what_belongs_to_the_subject_is_forgotten_and_its_neighbours_are_kept(ch
     assert task.reference
 
 
+def test_questions_are_made_up_about_names_that_bring_it_back(chat, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        module,
+        "sampled",
+        lambda chat, prompts, *_: asked.extend(prompts) or [Generated(said(p), (), True) for p in prompts],
+    )
+    subject_task(chat, "Anna Vells", revealed("In 1871 Anna Vells wrote The Mill in Ostrava."))
+    assert [p for p in asked if "quiz question about The Mill" in p]
+    assert not [p for p in asked if "quiz question about Ostrava" in p]
+
+
 def test_what_is_listed_after_what_belongs_to_the_subject_is_asked_about(chat):
     task = subject_task(chat, "Anna Vells", revealed("In 1871 Anna Vells wrote The Mill in Ostrava."))
     prompts = {e.prompt for e in task.forget}
