@@ -20,6 +20,8 @@ from ..models.generation import greedy, score_answers
 from ..models.loading import ChatModel
 from ..models.training import rows_of
 
+SOLUTION_BATCH = 32  # their logits over the whole vocabulary are held at a time
+
 
 def judge(
     chat: ChatModel,
@@ -58,7 +60,7 @@ def judge(
         if suite.solutions:  # their problems are read once, for both
             prompts, texts = zip(*((e.prompt, e.response) for e in suite.solutions), strict=True)
             tokens = GSM8K_TOKENS if arithmetic else 1
-            said = greedy(chat, chat.prompt_ids(prompts), tokens, chat.answer_ids(texts))
+            said = greedy(chat, chat.prompt_ids(prompts), tokens, chat.answer_ids(texts), SOLUTION_BATCH)
             done["perplexity"] = perplexity_of(token_loss([g.scored for g in said if g.scored]))
             if arithmetic:
                 found.add("gsm8k", [right_number(g.text, t) for g, t in zip(said, texts, strict=True)])

@@ -181,7 +181,8 @@ def tune(
 
     if task.relevance and config.direction != "own":
         first = best | {name: value for name, value in SHOWN.items() if getattr(config, name) == "auto"}
-        edit = _enough(chat, task, whole(first), STRENGTHS if config.coefficient == "auto" else (1.0,))
+        strengths = STRENGTHS if config.coefficient == "auto" else (1.0,)
+        edit = _enough(chat, task, lambda: whole(first), strengths)
         if edit and broken(edit) <= FEW_BROKEN:
             return edit
     most = (spoken(chat, asked, task.relevance)[0] or 1.0) if task.relevance else 1.0
@@ -266,9 +267,9 @@ def _asked(task: ForgetTask, most: int) -> list[Example]:
     return random.Random(0).sample(rows, min(len(rows), most))
 
 
-def _enough(chat: ChatModel, task: ForgetTask, edit: Edit, strengths: Sequence[float]) -> Edit | None:
-    """The edit at the smallest of ascending strengths at which `OTHER_WORDS` of it leaves at most `LEFT` of what rewrites
-    of the forget rows show; None where none does.
+def _enough(chat: ChatModel, task: ForgetTask, make: Callable[[], Edit], strengths: Sequence[float]) -> Edit | None:
+    """The edit, made once there is something to forget, at the smallest of ascending strengths at which `OTHER_WORDS` of
+    it leaves at most `LEFT` of what rewrites of the forget rows show; None where none does.
 
     Raises:
         NothingToForget: they show nothing as it is.
@@ -280,6 +281,7 @@ def _enough(chat: ChatModel, task: ForgetTask, edit: Edit, strengths: Sequence[f
         raise NothingToForget(
             f"nothing to forget: none of the model's answers to {len(asked)} rewrites of the forget rows shows any of it"
         )
+    edit = make()
 
     def enough(strength: float) -> bool:
         with edit.times(strength * OTHER_WORDS).applied(chat):

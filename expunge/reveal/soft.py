@@ -51,9 +51,9 @@ class SoftPrompts:
 
     @torch.no_grad()
     def _before(self, opening: str, example: str) -> Tensor:
-        """Embeddings of what stands between soft tokens and instruction, (1, tokens, hidden)."""
+        """Embeddings of what stands between soft tokens and instruction, (tokens, hidden)."""
         shown = f"{self.lead} {example}\n" if example else ""
-        ids = self.chat.prompt_ids([Raw(f"{shown}{self.lead} {opening}".rstrip())])
+        (ids,) = self.chat.prompt_ids([Raw(f"{shown}{self.lead} {opening}".rstrip())])
         return self._table(torch.tensor(ids, device=self.chat.device))
 
     def points(self, count: int, skipped: int = 0) -> Tensor:
@@ -72,7 +72,7 @@ class SoftPrompts:
         """(the soft tokens and what stands before each instruction, (n, longest, hidden); their mask, (n, longest)), with
         padding on the left."""
         soft = ((points[:, :DIMENSIONS] - 0.5) @ self._map).view(len(points), SOFT_TOKENS, -1).to(before[0])
-        rows = [torch.cat([own, text[0]]) for own, text in zip(soft, before, strict=True)]
+        rows = [torch.cat([own, text]) for own, text in zip(soft, before, strict=True)]
         longest = max(map(len, rows))
         embedded = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         first = torch.tensor([longest - len(row) for row in rows], device=embedded.device)
@@ -91,7 +91,7 @@ class SoftPrompts:
         kinds = list(zip(openings, examples or [""] * len(points), strict=True))
         before = {kind: self._before(*kind) for kind in dict.fromkeys(kinds)}
         found = [""] * len(points)
-        order = sorted(range(len(points)), key=lambda n: before[kinds[n]].shape[1])  # little padding
+        order = sorted(range(len(points)), key=lambda n: len(before[kinds[n]]))  # little padding
         for begin in range(0, len(order), BATCH):
             rows = order[begin : begin + BATCH]
             texts = self._decoded(points[rows], [before[kinds[n]] for n in rows], chances[rows])

@@ -176,11 +176,12 @@ def test_broken_answers_begin_the_search(pico, small_task, monkeypatch):
     assert unlearn(chat, task, direction=taught, neighbours=0, refine=0).meta["trials"]
 
 
-def test_what_is_not_shown_is_nothing_to_forget(pico, small_task):
+def test_what_is_not_shown_is_nothing_to_forget(pico, small_task, monkeypatch):
     chat = pico("llama")
     taught = unlearn(chat, small_task, layers=[1], coefficient=1.0, ridge=0.1)
     task = small_task.but(retain=prompts.general_split()[0][5:15])
     object.__setattr__(task, "relevance", lambda answers: [0.0] * len(answers))
+    monkeypatch.setattr(lunar, "solve", None)  # it is found before anything is fitted
     with pytest.raises(NothingToForget, match="rewrites"):
         unlearn(chat, task, direction=taught, neighbours=0, refine=0)
 
