@@ -16,6 +16,7 @@ def examine(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     """A report of the model: architecture, layout, size, and the share of reference prompts that it abstains on."""
     from .methods.abstention import probe_abstention
     from .models.activations import check_additive
+    from .models.mixed import speedup
 
     reference = (
         read_examples(spec.data.reference, spec.data.limit, responses=False)
@@ -38,6 +39,7 @@ def examine(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in chat.model.parameters()),
         "dtype": str(chat.model.dtype).removeprefix("torch."),
         "device": str(chat.device),
+        "bf16_speedup": round(speedup(chat.device), 2),
         "template": chat.template,
         "layers": len(layout),
         "down_projection": layout.pattern,

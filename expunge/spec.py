@@ -33,7 +33,7 @@ class ModelSpec(_Part):
     mixed_precision: Literal["no", "bf16"] = Field(
         "no",
         description="bf16: blocks multiply in bfloat16, weights and all else keep their dtype; quicker where a processor "
-        "has bfloat16 units",
+        "has bfloat16 units, slower where not (doctor: bf16_speedup)",
     )
     device: str | None = Field(None, description="device, such as cpu or cuda:0")
     device_map: str | None = Field(None, description="device map of transformers, such as auto")

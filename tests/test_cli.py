@@ -240,6 +240,7 @@ def test_doctor(run, tiny_folder, pico_folder):
     assert code == 0
     assert report["layers"] == 6
     assert report["lunar_applies"] is True
+    assert report["bf16_speedup"] > 0
     code, text, _ = run("doctor", pico_folder("gemma2"))
     assert code == 0
     assert "lunar does not apply" in text
@@ -302,7 +303,8 @@ def test_dry_run_names_a_taught_direction(run, tiny, tiny_folder, files, tmp_pat
         assert settings["answers"] == (250 if shown == "own" else 80)
 
 
-def test_bench_prints_its_table_and_draws_it_anew(run, tiny_folder, tmp_path):
+def test_bench_prints_its_table_and_draws_it_anew(run, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("expunge.data.suites.PISTOL_TEACHING", {"epochs": 2, "rank": 2, "learning_rate": 1e-2})
     groups = [{"prompt": e.prompt, "response": e.response, "group": "AB"[n % 2]} for n, e in enumerate(FACTS)]
     data, out = tmp_path / "facts.jsonl", tmp_path / "bench"
     data.write_text("\n".join(map(json.dumps, groups)))
