@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
-# Tiny models run fastest on one thread.
+# Tiny models run fastest on one thread, so a process for each of a few cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .PHONY: install demo test check bench bench-pistol clean
@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(BIN)/expunge demo --overwrite
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -148,6 +148,8 @@ def test_a_method_leaves_the_model_as_it_was_and_changes_the_answers(tiny, tiny_
     flags = {n: p.requires_grad for n, p in tiny.model.named_parameters()}
     more = {
         "ga": {"epochs": 5},
+        "graddiff": {"learning_rate": 2e-3, "epochs": 10},
+        "npo": {"learning_rate": 2e-3, "epochs": 10},
         "kl": {"epochs": 10},
         "rmu": {"coefficient": 100.0, "learning_rate": 1e-2},
         "task-vector": {"scale": 4.0},

@@ -104,14 +104,14 @@ def test_it_says_where_it_diverges(pico, small_task, monkeypatch):
 
 
 def test_what_is_kept_diverges_less_and_as_much_is_forgotten(tiny, tiny_task):
-    edit = unlearn(tiny, tiny_task, layers=[0, 1, 2, 3], coefficient=0.9, ridge=0.03)
+    edit = unlearn(tiny, tiny_task, layers=[0, 1, 2, 3], coefficient=2.0, ridge=0.3)  # one that costs something
     better = refined(tiny, edit, tiny_task, 30)
     before, after = (float(divergence(tiny, e, tiny_task.retain).mean()) for e in (edit, better))
-    assert after < 0.7 * before
+    assert after < 0.5 * before
     with edit.applied(tiny):
         likely = abstaining(tiny, tiny_task.forget)
     with better.applied(tiny):
         pushed = abstaining(tiny, tiny_task.forget)
         forgot = evaluate(tiny, tiny_task.but(retain=(), general=()), max_new_tokens=24)
-    assert pushed > likely - 1.0
+    assert pushed > likely - 1.5
     assert forgot["forget"]["rouge1"] < 0.2

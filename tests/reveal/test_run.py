@@ -37,7 +37,8 @@ ORACLE = ("--oracle", "tests.reveal.test_run:relevance")
 
 def test_reveal_writes_rows_that_unlearn_reads(run, tiny_folder, tmp_path):
     out = tmp_path / "rows.jsonl"
-    done = run("reveal", tiny_folder, *ORACLE, *SMALL, *with_sets(), "--out", out, "--json")
+    short = (*with_sets(), "--set", "max_new_tokens=3")
+    done = run("reveal", tiny_folder, *ORACLE, *SMALL, *short, "--out", out, "--json")
     report = json.loads(done.out)
     assert report["queries"] == 6
     assert report["answers"] == 6 * 4 + 2 * 2  # to the queries, and further ones to the two that are kept
@@ -46,7 +47,7 @@ def test_reveal_writes_rows_that_unlearn_reads(run, tiny_folder, tmp_path):
     assert all(relevance([e.response]) == [1.0] for e in rows)
     cut = [isinstance(e.response, Cut) for e in rows]
     assert cut == [line.get("cut", False) for line in map(json.loads, out.read_text().splitlines())]
-    assert any(cut)  # at six tokens an answer
+    assert any(cut)  # at three tokens an answer
     assert read_examples(tmp_path / "rows.retain.jsonl")
     tried = json.loads((tmp_path / "rows.search.json").read_text())
     assert len(tried["tried"]) == len(tried["curve"]) == 6
@@ -160,18 +161,20 @@ def test_lunar_redirects_what_was_revealed_and_fits_nothing_that_judges(run, tin
     monkeypatch.setattr(subject, "subject_task", task)
     monkeypatch.setattr(methods, "run_method", lambda c, t, *a: fitted.append(t) or real(c, t, *a))
     judged = rows_file(tmp_path / "judged.jsonl", FORGET[:2])
-    kept = rows_file(tmp_path / "kept.jsonl", RETAIN[::8])
+    kept = rows_file(tmp_path / "kept.jsonl", RETAIN[::5])
     words = ["--subject", name, "--method", "lunar", "--paraphrase", judged, "--retain-judge", kept]
-    settings = ["--set", "layers=[2,3]", "--set", "coefficient=2.0", "--set", "ridge=0.01", "--max-new-tokens", "16"]
+    settings = ["--set", "layers=[1,2,3]", "--set", "coefficient=1.0", "--set", "ridge=0.1", "--max-new-tokens", "16"]
     done = run("unlearn", tiny_folder, *words, *settings, "--out", tmp_path / "out", "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["before"]["forget"]["rouge1"] > 0.8
     assert report["after"]["forget"]["rouge1"] < 0.3
-    assert report["after"]["retain"]["rouge1"] > 0.5  # of rows that were not fitted
+    assert (
+        report["after"]["retain"]["rouge1"] > report["after"]["forget"]["rouge1"] + 0.3
+    )  # of rows that were not fitted
     (given,) = fitted
     assert {e.prompt for e in given.forget} == {e.prompt for e in FORGET[2:]}
-    assert {e.prompt for e in given.retain} == {e.prompt for e in RETAIN} - {e.prompt for e in RETAIN[::8]}
+    assert {e.prompt for e in given.retain} == {e.prompt for e in RETAIN} - {e.prompt for e in RETAIN[::5]}
     # Rows of a user's come first, and each prompt once; what they say is to be kept is not forgotten.
     extra = [
         Example("How many legs has a beetle?", "Six"),
@@ -203,7 +206,7 @@ def test_unlearn_reveals_first(run, tiny_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     words = [*ORACLE, *SMALL, *with_sets("reveal."), "--retain", rows_file(tmp_path / "r.jsonl", RETAIN)]
     settings = ["--method", "reveal-release", "--set", "rounds=1", "--set", "keep=0.1", "--set", "perplexity=9"]
-    settings += ["--set", "epochs=1", "--set", "max_new_tokens=8", "--set", "answers=16"]
+    settings += ["--set", "epochs=6", "--set", "max_new_tokens=8", "--set", "answers=16"]
     done = run("unlearn", tiny_folder, *words, *settings, "--out", out, "--keep-edit", tmp_path / "edit", "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)

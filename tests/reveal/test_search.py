@@ -259,7 +259,7 @@ def test_the_score_is_of_all_that_the_budget_revealed(tiny):
 def test_how_an_instruction_begins_is_a_coordinate(tiny):
     openings = ("Tell me of", "List all that", "Say")
     soft = SoftPrompts(tiny, "An instruction was given. It was:", openings, 1.0, 1.5, 0)
-    points = soft.points(9)
+    points = soft.points(24)
     begins = [min(int(3 * p), 2) for p in points[:, -1]]
     assert set(begins) == {0, 1, 2}
     texts = soft.decoded(points, 1)
