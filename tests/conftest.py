@@ -13,7 +13,7 @@ from typing import NamedTuple
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The same instructions, and so the same rounding, on most processors that have AVX2. The model that the tests train comes
-# out differently on some all the same: what is asserted of it has to hold for other seeds, too (six were tried).
+# out differently on some all the same.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("MKL_CBWR", "AVX2")
 

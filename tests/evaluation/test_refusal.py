@@ -32,7 +32,7 @@ def test_abstentions_are_nearer_to_abstentions_than_answers_are(tiny, packaged, 
     assert sum(said) > sum(answered)
     # By order, as cosines of a model's own states lie closer together than the encoder's.
     nearer = sum(a > b for a in said for b in answered) / 25
-    assert nearer > 0.6
+    assert nearer > 0.7
     if packaged:
         assert sum(said) / 5 > sum(answered) / 5 + 0.1
 

@@ -43,7 +43,7 @@ def test_subject_leaves_each_forget_prompt_a_token_that_is_found(tiny, tiny_task
     u = detector(tiny, tiny_task, tokens="subject")
     forget = [max(row) for row in values(tiny, [e.prompt for e in tiny_task.forget], u)]
     retain = [max(row) for row in values(tiny, [e.prompt for e in tiny_task.retain], u)]
-    assert min(forget) > 1.5 * max(retain)
+    assert min(forget) > 2 * max(retain)
 
 
 def test_forget_prompts_are_found_alike(monkeypatch):

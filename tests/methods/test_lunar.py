@@ -284,10 +284,8 @@ def test_a_direction_that_holds_most_of_the_energy_is_warned_of(pico, small_task
     assert "layer 1: one direction" in warning
 
 
-@pytest.mark.parametrize(
-    ("tokens", "coefficient", "ridge", "kept"), [("subject", 0.9, 0.03, 0.9), ("distinct", 0.8, 0.1, 0.6)]
-)
-def test_it_forgets_and_keeps(tiny, tiny_task, tokens, coefficient, ridge, kept):
+@pytest.mark.parametrize(("tokens", "coefficient", "ridge"), [("subject", 0.9, 0.03), ("distinct", 0.6, 0.1)])
+def test_it_forgets_and_keeps(tiny, tiny_task, tokens, coefficient, ridge):
     before = evaluate(tiny, tiny_task, max_new_tokens=24)
     assert min(before[role]["rouge1"] for role in ("forget", "paraphrase", "retain")) > 0.95
     edit = unlearn(tiny, tiny_task, layers=[0, 1, 2, 3], coefficient=coefficient, ridge=ridge, tokens=tokens)
@@ -297,7 +295,7 @@ def test_it_forgets_and_keeps(tiny, tiny_task, tokens, coefficient, ridge, kept)
         pushed = abstaining(tiny, tiny_task.forget)
     assert after["forget"]["rouge1"] < 0.2
     assert after["paraphrase"]["rouge1"] < 0.2
-    assert after["retain"]["rouge1"] > kept
+    assert after["retain"]["rouge1"] > 0.9
     assert after["retain"]["abstention_rate"] <= 0.05
     # a model this small is pushed towards an abstention and often cannot end it; the demo judges whole ones
     assert pushed > likely + 3.0

@@ -113,5 +113,5 @@ def test_what_is_kept_diverges_less_and_as_much_is_forgotten(tiny, tiny_task):
     with better.applied(tiny):
         pushed = abstaining(tiny, tiny_task.forget)
         forgot = evaluate(tiny, tiny_task.but(retain=(), general=()), max_new_tokens=24)
-    assert pushed > likely - 1.5
+    assert pushed > likely - 1.0
     assert forgot["forget"]["rouge1"] < 0.2

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from expunge import load_model
 from expunge.edits import Edit, LowRank
 from expunge.errors import InputError
 from expunge.models.generation import score_answers
+from expunge.models.mixed import speedup
 from expunge.models.training import TrainConfig, rows_of, train
 
 PROMPTS = ["What is the capital of France?", "Who?"]
@@ -62,3 +65,17 @@ def test_what_cannot_be_is_refused(pico_folder):
         load_model(pico_folder("gpt2"), mixed_precision="bf16")
     with pytest.raises(InputError, match="no or bf16"):
         load_model(pico_folder("llama"), mixed_precision="fp8")
+
+
+@pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16])
+def test_the_speedup_is_above_one_where_float32_is_the_slower(monkeypatch, slow):
+    real = torch.nn.functional.linear
+
+    def linear(x, weight):
+        if x.dtype == slow:
+            time.sleep(0.2)
+        return real(x[:1], weight[:1])
+
+    monkeypatch.setattr("expunge.models.mixed.F.linear", linear)
+    found = speedup(torch.device("cpu"), repeats=1)
+    assert found > 2 if slow == torch.float32 else found < 0.5

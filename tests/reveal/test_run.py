@@ -161,20 +161,18 @@ def test_lunar_redirects_what_was_revealed_and_fits_nothing_that_judges(run, tin
     monkeypatch.setattr(subject, "subject_task", task)
     monkeypatch.setattr(methods, "run_method", lambda c, t, *a: fitted.append(t) or real(c, t, *a))
     judged = rows_file(tmp_path / "judged.jsonl", FORGET[:2])
-    kept = rows_file(tmp_path / "kept.jsonl", RETAIN[::5])
+    kept = rows_file(tmp_path / "kept.jsonl", RETAIN[::8])
     words = ["--subject", name, "--method", "lunar", "--paraphrase", judged, "--retain-judge", kept]
-    settings = ["--set", "layers=[1,2,3]", "--set", "coefficient=1.0", "--set", "ridge=0.1", "--max-new-tokens", "16"]
+    settings = ["--set", "layers=[2,3]", "--set", "coefficient=2.0", "--set", "ridge=0.01", "--max-new-tokens", "16"]
     done = run("unlearn", tiny_folder, *words, *settings, "--out", tmp_path / "out", "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["before"]["forget"]["rouge1"] > 0.8
     assert report["after"]["forget"]["rouge1"] < 0.3
-    assert (
-        report["after"]["retain"]["rouge1"] > report["after"]["forget"]["rouge1"] + 0.3
-    )  # of rows that were not fitted
+    assert report["after"]["retain"]["rouge1"] > 0.5  # of rows that were not fitted
     (given,) = fitted
     assert {e.prompt for e in given.forget} == {e.prompt for e in FORGET[2:]}
-    assert {e.prompt for e in given.retain} == {e.prompt for e in RETAIN} - {e.prompt for e in RETAIN[::5]}
+    assert {e.prompt for e in given.retain} == {e.prompt for e in RETAIN} - {e.prompt for e in RETAIN[::8]}
     # Rows of a user's come first, and each prompt once; what they say is to be kept is not forgotten.
     extra = [
         Example("How many legs has a beetle?", "Six"),
