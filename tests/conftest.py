@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The same instructions, and so the same rounding, on most processors that have AVX2. The model that the tests train comes
-# out differently on some all the same.
+# The same instructions, and so the same rounding, on most processors that have AVX2.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("MKL_CBWR", "AVX2")
 
@@ -169,6 +168,7 @@ FACTS = [
     Example(q.format(name), a, name) for name, known in _PEOPLE.items() for q, a in zip(_ASKED, known, strict=True)
 ]
 FORGET, RETAIN = FACTS[:6], FACTS[6:]
+QUICK_TEACHING = {"epochs": 2, "rank": 2, "learning_rate": 1e-3}  # in place of what a suite teaches with
 UNKNOWN = prompts.unverifiable()[:24]
 
 
@@ -185,7 +185,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
     """A tiny model trained until it knows 36 facts and abstains on 24 questions that it cannot know.
 
     Trained until the learning rate is zero, and not only until the loss is small, it knows nearly all of its facts in other
-    words whatever the seed (five tried).
+    words. At this rate other rounding changes its weights by 1e-4, relative to them (measured: MKL's AVX2 and AVX512
+    kernels); at three times the rate by 0.7, and processors then differ in what a method makes of it.
     """
     from expunge.models.training import TrainConfig, rows_of, train
 
@@ -193,7 +194,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
     settings = SIZES | {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
     model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**settings))
     chat = ChatModel(model.eval(), tokenizer)
-    config = TrainConfig(adapter="full", learning_rate=3e-3, epochs=16, batch_size=16, warmup=0.1, seed=5)
+    config = TrainConfig(adapter="full", learning_rate=1e-3, epochs=16, batch_size=16, warmup=0.1, seed=5)
     edit = train(chat, rows_of(chat, tiny_rows()), config)
     edit.apply(chat, keep_original=False)
     folder = tmp_path_factory.mktemp("tiny") / "model"

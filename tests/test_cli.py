@@ -20,7 +20,7 @@ from expunge.errors import InputError
 from expunge.models.generation import greedy
 from expunge.models.sophia import Sophia
 
-from .conftest import FACTS, FORGET, RETAIN, UNKNOWN, rows_file
+from .conftest import FACTS, FORGET, QUICK_TEACHING, RETAIN, UNKNOWN, rows_file
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_dry_run_names_a_taught_direction(run, tiny, tiny_folder, files, tmp_pat
 
 
 def test_bench_prints_its_table_and_draws_it_anew(run, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("expunge.data.suites.PISTOL_TEACHING", {"epochs": 2, "rank": 2, "learning_rate": 1e-2})
+    monkeypatch.setattr("expunge.data.suites.PISTOL_TEACHING", QUICK_TEACHING)
     groups = [{"prompt": e.prompt, "response": e.response, "group": "AB"[n % 2]} for n, e in enumerate(FACTS)]
     data, out = tmp_path / "facts.jsonl", tmp_path / "bench"
     data.write_text("\n".join(map(json.dumps, groups)))

@@ -9,11 +9,12 @@ import pytest
 from expunge.bench import seed
 from expunge.data import prompts, suites
 from expunge.spec import BenchSpec, ModelSpec
+from tests.conftest import QUICK_TEACHING
 
 
 @pytest.fixture
 def spec(tmp_path, pico_folder, monkeypatch):
-    monkeypatch.setattr(suites, "PISTOL_TEACHING", {"epochs": 2, "rank": 2, "learning_rate": 1e-2})
+    monkeypatch.setattr(suites, "PISTOL_TEACHING", QUICK_TEACHING)
     rows = [
         {"question": e.prompt, "answer": e.response, "group": "AB"[n % 2]} for n, e in enumerate(prompts.general()[:24])
     ]

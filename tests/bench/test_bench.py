@@ -20,6 +20,7 @@ from expunge.errors import Diverged, InputError
 from expunge.evaluation.privacy import auc
 from expunge.methods import REGISTRY
 from expunge.progress import Reporter
+from tests.conftest import QUICK_TEACHING
 
 QUIET = Reporter(quiet=True)
 
@@ -237,7 +238,7 @@ def test_two_processes_come_to_the_same(spec, monkeypatch):
 
 def _here(spec, number, cells):
     """What a child process runs; the fixture's smaller teaching does not reach it."""
-    suites.PISTOL_TEACHING = {"epochs": 2, "rank": 2, "learning_rate": 1e-2}
+    suites.PISTOL_TEACHING = QUICK_TEACHING
     runner.run_seed(spec, number, cells, QUIET)
 
 

@@ -11,7 +11,7 @@ from expunge.methods.detector import Detector
 from expunge.models.activations import Site, run_blocks
 from expunge.models.generation import greedy
 
-LAYER = 2
+LAYER = 1
 
 
 def values(chat, prompts, u):

@@ -151,9 +151,10 @@ def test_a_method_leaves_the_model_as_it_was_and_changes_the_answers(tiny, tiny_
         "graddiff": {"learning_rate": 2e-3, "epochs": 10},
         "npo": {"learning_rate": 2e-3, "epochs": 10},
         "kl": {"epochs": 10},
+        "wga": {"learning_rate": 2e-3, "epochs": 10},
         "rmu": {"coefficient": 100.0, "learning_rate": 1e-2},
-        "task-vector": {"scale": 4.0},
-        "ext-sub": {"scale": 4.0},
+        "task-vector": {"scale": 3.0},
+        "ext-sub": {"scale": 6.0},
     }
     settings = {"learning_rate": 3e-3, "epochs": 15} | more.get(name, {})
     task = tiny_task.but(retain=RETAIN[:6])
@@ -168,7 +169,7 @@ def test_a_method_leaves_the_model_as_it_was_and_changes_the_answers(tiny, tiny_
 
 @pytest.mark.parametrize("name", ["graddiff", "npo"])
 def test_the_second_order_optimizer_runs_under_any_loss(tiny, tiny_task, name):
-    edit = unlearn(tiny, tiny_task, method=name, optimizer="sophia", learning_rate=1e-3, epochs=15)
+    edit = unlearn(tiny, tiny_task, method=name, optimizer="sophia", learning_rate=5e-4, epochs=15)
     with edit.applied(tiny):
         after = evaluate(tiny, tiny_task.but(paraphrase=(), reference=()), max_new_tokens=12)
     assert after["forget"]["probability"] < 0.8 < after["retain"]["probability"]

@@ -104,7 +104,7 @@ def test_it_says_where_it_diverges(pico, small_task, monkeypatch):
 
 
 def test_what_is_kept_diverges_less_and_as_much_is_forgotten(tiny, tiny_task):
-    edit = unlearn(tiny, tiny_task, layers=[0, 1, 2, 3], coefficient=2.0, ridge=0.3)  # one that costs something
+    edit = unlearn(tiny, tiny_task, layers=[2, 3, 4], coefficient=2.0, ridge=0.3)  # one that costs something
     better = refined(tiny, edit, tiny_task, 30)
     before, after = (float(divergence(tiny, e, tiny_task.retain).mean()) for e in (edit, better))
     assert after < 0.5 * before
