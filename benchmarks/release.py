@@ -5,7 +5,8 @@ data against a data set's. Resumable.
     python benchmarks/release.py code --seeds 0,1,2          (or toxicity, ner)
 
 One table (and one for a data set's rows) as of `expunge bench`, in --out, and how far apart the two modules of a round
-are, mean over rounds and seeds; each round's in results.jsonl. The one step is as large as the rounds of the first row
+are, mean over rounds and seeds; each round's in results.jsonl. A round trains on `--rows` rows to forget, as many as the
+data sets give, and half as many again to keep. The one step is as large as the rounds of the first row
 together, mean over seeds, and is taken whatever it costs; task-vector and ext-sub train with the settings of a round's
 modules, on all rows, and pass over them as often as the seed that does so most.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 METHOD = "reveal-release"
+ROWS = 200
 PARTS = (
     "retain_module=false",
     "same_start=false",
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--budget", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=ROWS, help="to forget, on which a round trains")
     parser.add_argument("--taught", type=int, help="toxicity, ner: rows that the model is taught first")
     parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--out", type=Path)
@@ -65,20 +68,26 @@ def main() -> None:
         )
         return bench_run(spec, Reporter())
 
-    own = bench((METHOD, *(f"{METHOD}:{part}" for part in PARTS)), budget=args.budget)
-    done = [r for c, r in own.cells.items() if c.row[0] == METHOD and not c.variant and "total_forget_step" in r]
+    whole = as_it_comes(args.rows)
+    own = bench((whole, *(f"{whole}:{part}" for part in PARTS)), budget=args.budget)
+    done = [r for c, r in own.cells.items() if f"{c.method}:{c.variant}" == whole and "total_forget_step" in r]
     if not done:
         print(f"Nothing beside it in one step: no seed of {METHOD} came to a result.")
     else:
         total = round(statistics.mean(r["total_forget_step"] for r in done), 2)
-        own = bench(at_once(total, [r["round_log"][0]["rows"] for r in done]), budget=args.budget)
-    external = bench((METHOD,), forget_data="external")
+        own = bench(at_once(whole, total, [r["round_log"][0]["rows"] for r in done]), budget=args.budget)
+    external = bench((whole,), forget_data="external")
     print(report(out))
-    print(apart({"revealed": own, "external": external}))
+    print(apart({"revealed": own, "external": external}, whole))
 
 
-def at_once(total: float, rows: Sequence[int]) -> tuple[str, ...]:
-    """What stands beside the rounds in one step of their total.
+def as_it_comes(rows: int) -> str:
+    """The method with so many rows a round."""
+    return f"{METHOD}:rows={rows}:retain_rows={rows * 3 // 2}"
+
+
+def at_once(whole: str, total: float, rows: Sequence[int]) -> tuple[str, ...]:
+    """What stands beside the rounds of `whole` in one step of their total.
 
     Args:
         rows: on which the first round's forget module was trained, one number a seed.
@@ -91,17 +100,18 @@ def at_once(total: float, rows: Sequence[int]) -> tuple[str, ...]:
     trained = ":".join(f"{k}={getattr(config, k)}" for k in shared)
     trained += f":epochs={max(map(config.passes, rows))}"
     others = (f"{name}:scale={total}:{trained}" for name in ("task-vector", "ext-sub"))
-    return f"{METHOD}:{step}", f"{METHOD}:{step}:retain_module=false", *others
+    return f"{whole}:{step}", f"{whole}:{step}:retain_module=false", *others
 
 
-def apart(found: dict[str, Results]) -> str:
+def apart(found: dict[str, Results], whole: str) -> str:
     """A table of cosines and |A_r A_f^T| between the modules of a round, mean over rounds and seeds."""
     rounds: dict[tuple[str, str], list[dict[str, float]]] = {}
     for data, results in found.items():
         for cell, record in results.cells.items():
             logs = [r for r in record.get("round_log", ()) if "cosine" in r]
             if logs:
-                rounds.setdefault((data, cell.variant or "as it comes"), []).extend(logs)
+                part = f"{cell.method}:{cell.variant}".removeprefix(whole).strip(":")
+                rounds.setdefault((data, part or "as it comes"), []).extend(logs)
     lines = ["| forget data | release | rounds | cosine | sum of abs(A_r A_f^T) |", "|---|---|---|---|---|"]
     for (data, variant), logs in rounds.items():
         cosine, entries = (statistics.mean(r[k] for r in logs) for k in ("cosine", "interference"))
