@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ def encoder_for(chat: ChatModel) -> tuple[str, Encoder]:
     found = importlib.util.find_spec(PACKAGE)
     if found is not None and found.submodule_search_locations:
         folder = Path(found.submodule_search_locations[0]) / "model"
-        return "all-MiniLM-L6-v2", lambda texts: _packaged(str(folder), texts)
+        return "all-MiniLM-L6-v2", partial(_packaged, str(folder))
     return "the model's own mean-pooled states", _own(chat)
 
 
@@ -38,6 +38,16 @@ def _load(folder: str) -> tuple[object, object]:
 
 
 def _packaged(folder: str, texts: Sequence[str]) -> Tensor:
+    """The abstentions' vectors, which each evaluation asks for, are kept."""
+    return _abstentions(folder) if tuple(texts) == tuple(abstentions()) else _vectors(folder, texts)
+
+
+@cache
+def _abstentions(folder: str) -> Tensor:
+    return _vectors(folder, abstentions())
+
+
+def _vectors(folder: str, texts: Sequence[str]) -> Tensor:
     tokenizer, model = _load(folder)
     found = []
     for begin in range(0, len(texts), BATCH):

@@ -43,3 +43,18 @@ def test_the_models_own_states_of_the_abstentions_are_read_once(tiny, monkeypatc
     monkeypatch.setattr(embedding, "pooled", lambda chat, texts: read.append(len(texts)) or real(chat, texts))
     refusal_quality(["Prague", "I do not know."], encoder_for(tiny)[1])
     assert sum(read) == len(prompts.abstentions()) + 2
+
+
+def test_the_packaged_encoder_s_vectors_of_the_abstentions_are_read_once(monkeypatch):
+    folder, read = "anywhere", []
+
+    def vectors(where, texts):
+        read.append(len(texts))
+        return torch.eye(2)[torch.tensor([len(t) % 2 for t in texts])]
+
+    monkeypatch.setattr(embedding, "_vectors", vectors)
+    embedding._abstentions.cache_clear()
+    for answers in (["no"], ["I do not know.", "Prague"]):
+        assert refusal_quality(answers, lambda texts: embedding._packaged(folder, texts)) == [1.0] * len(answers)
+    assert read == [len(prompts.abstentions()), 1, 2]
+    embedding._abstentions.cache_clear()
