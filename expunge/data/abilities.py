@@ -15,8 +15,6 @@ from .examples import Example
 from .files import data_file, json_rows, text_of
 
 LETTERS = "ABCD"
-MMLU_HOW = "download the data of github.com/hendrycks/test as mmlu/SUBJECT_dev.csv and mmlu/SUBJECT_test.csv"
-GSM8K_HOW = "clone github.com/openai/grade-school-math and copy its data as gsm8k/"
 # fmt: off
 MMLU_SUBJECTS = (
     "abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology",
@@ -67,7 +65,7 @@ def mmlu(rows: int | None = None, shots: int = 5, seed: int = 0) -> tuple[list[C
 
 
 def _mmlu(subject: str, part: str) -> list[Choice]:
-    path = data_file(f"mmlu/{subject}_{part}.csv", MMLU_HOW)
+    path = data_file(f"mmlu/{subject}_{part}.csv")
     found = []
     for number, row in enumerate(csv.reader(io.StringIO(text_of(str(path)), newline="")), 1):
         if len(row) != 6:
@@ -82,7 +80,7 @@ def gsm8k(rows: int | None = None, seed: int = 0, part: Literal["test", "train"]
     """Problems of GSM8K with their solutions (Cobbe et al., 2021); `rows` of them, drawn by the seed."""
     found = [
         Example(r["question"], r["answer"], "arithmetic")
-        for r in json_rows(data_file(f"gsm8k/{part}.jsonl", GSM8K_HOW), ("question", "answer"))
+        for r in json_rows(data_file(f"gsm8k/{part}.jsonl"), ("question", "answer"))
     ]
     return found if rows is None or rows >= len(found) else random.Random(seed).sample(found, rows)
 

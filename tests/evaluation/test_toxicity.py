@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from expunge.data.behaviours import paradetox
+from expunge.data.behaviours import paradetox, plain_texts
+from expunge.data.files import data_file, json_rows
+from expunge.data.prompts import general
 from expunge.errors import InputError
 from expunge.evaluation import toxicity
 
@@ -10,6 +12,7 @@ from expunge.evaluation import toxicity
 @pytest.fixture
 def data():
     try:
+        plain_texts()
         return paradetox()
     except InputError as e:
         pytest.skip(str(e))
@@ -31,6 +34,17 @@ def test_the_judge_tells_toxic_from_neutral_texts_it_was_not_trained_on(data):
     by_hand = sum(scores[0::2]) / len(held) - sum(scores[1::2]) / len(held)
     assert found["toxic_excess"] == pytest.approx(by_hand)
     assert by_hand > 0.6
+
+
+def test_the_judge_does_not_take_ordinary_texts_of_another_kind_for_toxic(data):
+    pytest.importorskip("sklearn")
+    rows = json_rows(data_file("lume/retain.jsonl"), ("input",))
+    documents = [row["input"].split() for row in rows]  # stories and biographies, from their second sentence or so on
+    found = toxicity.toxicity_scores([" ".join(words[30:48]) for words in documents if len(words) > 60])
+    assert found["toxic_excess"] < 0.03
+    assert found["toxic_share"] < 0.01
+    found = toxicity.toxicity_scores([e.response for e in general()])
+    assert found["toxic_excess"] < 0.03
 
 
 def test_the_judge_reads_words_and_not_how_punctuation_is_set(data):
