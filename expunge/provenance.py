@@ -22,9 +22,9 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def code_version(part: str = "") -> str:
-    """A hash of the package's source files, or of those of a part of it."""
-    files = sorted((Path(__file__).parent / part).rglob("*.py"))
+def code_version(*parts: str) -> str:
+    """A hash of the package's source files, or of those of some of its parts."""
+    files = [f for part in parts or ("",) for f in sorted((Path(__file__).parent / part).rglob("*.py"))]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 
 

@@ -107,9 +107,9 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     keep_taught = spec.teach.keep
     if keep_taught is None:
         keep_taught = bool(fit.retain) or not method(spec.method).has("direction")
-    stages = _Stages(spec, fit, judge)
     with reporter.stage("load"):
         chat = load(spec.model)
+    stages = _Stages(spec, fit, judge)
 
     def look(name: str, task: ForgetTask) -> Evaluation:
         def make() -> Evaluation:
@@ -255,15 +255,16 @@ class _Stages:
     """Artefacts of finished stages, in the cache, under the hash of everything that they depend on."""
 
     def __init__(self, spec: RunSpec, fit: ForgetTask, judge: ForgetTask) -> None:
-        from .models.loading import cache_dir
+        from .models.loading import cache_dir, files_of, resolve
 
-        parts = spec.model_dump(mode="json", exclude={"output", "data"}) | {"versions": versions()}
+        files = files_of(resolve(spec.model.name, spec.model.revision))
+        parts = spec.model_dump(mode="json", exclude={"output", "data"}) | {"versions": versions(), "files": files}
         digest = hashlib.sha256(
             salt() + json.dumps(parts, sort_keys=True).encode() + repr((fit, judge)).encode()
         ).hexdigest()
         self.folder = cache_dir() / "stages" / digest[:32]
         # What a model says does not hang on what is done with it: another method's run goes on with the same search.
-        asked = [spec.model.model_dump(mode="json"), spec.reveal.model_dump(mode="json"), spec.seed, versions()]
+        asked = [spec.model.model_dump(mode="json"), files, spec.reveal.model_dump(mode="json"), spec.seed, versions()]
         name = hashlib.sha256(salt() + json.dumps(asked, sort_keys=True).encode()).hexdigest()
         self.revealed = cache_dir() / "revealed" / name[:32]
         if not spec.output.resume:

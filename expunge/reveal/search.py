@@ -238,7 +238,10 @@ class _Asker:
 
         kept = self.memo.once(f"answers {name}", say)  # before the oracle, which is a user's, is asked
         said = [[text if ended else Cut(text) for text, ended in texts] for texts in kept]
-        found = self.memo.once(f"relevances {name}", lambda: [list(self.target.relevances(texts)) for texts in said])
+        by = f"{self.target.version} " if self.target.version else ""
+        found = self.memo.once(
+            f"relevances {by}{name}", lambda: [list(self.target.relevances(texts)) for texts in said]
+        )
         return list(zip(said, found, strict=True))
 
 

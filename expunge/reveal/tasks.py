@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from ..data.behaviours import PERSON, TYPES, Entity, entity_prompt, written
 from ..data.examples import RELEVANT, Example, ForgetTask, Raw
@@ -300,13 +302,20 @@ def oracle(place: str) -> Target:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where a user's own module lies
     try:
-        relevance = getattr(import_module(module), function)
+        found = import_module(module)
+        relevance = getattr(found, function)
     except (Exception, SystemExit) as e:  # whatever the module does when it is imported
         raise InputError(f"--oracle takes module:function, got {place!r} ({type(e).__name__}: {e})") from None
     if not mark or not callable(relevance):
         raise InputError(f"--oracle takes module:function, got {place!r}")
+    file = getattr(found, "__file__", None)
     return Target(
-        place, "An assistant was given an instruction. The instruction was to", WRITTEN, relevance, plain_task
+        place,
+        "An assistant was given an instruction. The instruction was to",
+        WRITTEN,
+        relevance,
+        plain_task,
+        version=hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "",
     )
 
 

@@ -148,6 +148,45 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, tmp_path, judged, left
         Memo(tmp_path / "memo", config.model_dump() | {"seed": 5})
 
 
+def test_a_mended_oracle_is_asked_anew_about_the_answers_that_were_kept(tiny, tmp_path, monkeypatch):
+    calls = []
+    real = module.sampled
+    monkeypatch.setattr(module, "sampled", lambda *a: calls.append(a) or real(*a))
+    whole = search(tiny, target(), RevealConfig(**SMALL), Memo())
+    first = [0.9] * 4
+
+    def breaking(answers):
+        if first:
+            return [first.pop() for _ in answers]
+        raise RuntimeError
+
+    with pytest.raises(InputError, match="raised RuntimeError"):
+        search(tiny, replace(target(breaking), version="1"), RevealConfig(**SMALL), Memo(tmp_path / "memo"))
+    calls.clear()
+    mended = search(tiny, replace(target(), version="2"), RevealConfig(**SMALL), Memo(tmp_path / "memo"))
+    assert mended == whole  # nothing that the broken one said counts
+    assert len(calls) == 6  # the first batch was answered before
+
+
+def test_an_oracle_of_another_source_is_another_version(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def version(value: float) -> str:
+        (tmp_path / "mine_own.py").write_text(f"def judge(answers): return [{value}] * len(answers)\n")
+        sys.modules.pop("mine_own", None)
+        return oracle("mine_own:judge").version
+
+    assert version(0.5) == version(0.5) != version(0.25)
+
+
+def test_a_memo_whose_first_line_was_torn_says_anew_what_it_is_of(tmp_path):
+    (tmp_path / "said.jsonl").write_text('{"name": "about", "val')
+    Memo(tmp_path, {"seed": 1}).once("x", lambda: 1)
+    assert Memo(tmp_path, {"seed": 1}).once("x", lambda: 2) == 1
+    with pytest.raises(InputError, match="another search"):
+        Memo(tmp_path, {"seed": 2})
+
+
 def test_written_and_random_instructions_have_the_same_budget(tiny):
     written = search(tiny, target(), RevealConfig(**SMALL, search="written"), Memo())
     assert [q.instruction for q in written.queries] == ["Write.", "Tell me a story."]
