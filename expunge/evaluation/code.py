@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from .sandbox import run
 from .text import repeats
 
-_FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)  # whatever language it says it is
 _CODE = re.compile(
     r"```|^\s*(?:def |class |import |from \w+ import|return\b|for .+:\s*$|if .+:\s*$|while .+:\s*$)", re.MULTILINE
 )
@@ -20,17 +20,22 @@ LEAST_LETTERS = 0.7  # letters and spaces, of an answer's characters
 
 
 def code_in(answer: str) -> str:
-    """The code of an answer: what stands between its first fences, else the answer itself."""
-    found = _FENCE.search(answer)
-    return textwrap.dedent(found[1] if found else answer).strip()
+    """The code of an answer: of what stands between fences the first that defines a function, else the first; without
+    fences, the answer itself."""
+    found = [textwrap.dedent(part).strip() for part in _FENCED.findall(answer) or [answer]]
+    return next(filter(_defines, found), found[0])
 
 
 def defines_function(answer: str) -> bool:
     """Whether the answer's code parses as Python and defines a function. It is not run."""
+    return _defines(code_in(answer))
+
+
+def _defines(code: str) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # of code that nobody here wrote
-            tree = ast.parse(code_in(answer))
+            tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(tree))

@@ -63,6 +63,10 @@ def sandbox():
 
     for name in (*missing, "resource", "__main__"):
         sys.modules.pop(name, None)
+    for name in ("mknod", "mkfifo", "memfd_create", "eventfd", "pidfd_open"):  # of these no hook is told
+        for module in (os, sys.modules["posix"]):
+            if hasattr(module, name):
+                delattr(module, name)
     answers, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nowhere, number)

@@ -27,6 +27,10 @@ from expunge.evaluation.sandbox import run
         ("open('x', 'w')", "no files"),
         ("import os; os.remove('/tmp/x')", "not in the sandbox"),
         ("import os; os.kill(os.getppid(), 9)", "not in the sandbox"),
+        ("import os; os.mknod('made')", "AttributeError"),
+        ("import os; os.mkfifo('made')", "AttributeError"),
+        ("import posix; posix.mkfifo('made')", "AttributeError"),
+        ("import os; os.memfd_create('made')", "AttributeError"),
         ("syntax error", "SyntaxError"),
     ],
 )
@@ -86,6 +90,15 @@ def test_what_counts_as_code():
     assert defines_function(GOOD)
     assert defines_function("    def f():\n        pass")
     assert not defines_function("```python\ndef f(:\n```")
+    function = GOOD[GOOD.index("```") : GOOD.rindex("```") + 3]
+    for answer in (
+        "First:\n```bash\npip install it\n```\nThen:\n" + function,
+        function.replace("python", "python3"),
+        "It prints\n```\n3\n```\nwith\n" + function,
+        function + "\nand is used so:\n```python\nadd(1, 2)\n```",
+    ):
+        assert passes(answer, ["assert add(1, 2) == 3"])
+    assert code_in("```text\none\n```\n```text\ntwo\n```") == "one"
     assert not defines_function("x = 1")
     assert not defines_function("I would rather not.")
     assert passes(GOOD, ["assert add(1, 2) == 3"])
