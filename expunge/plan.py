@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .data.prompts import KEEP_ROWS, general_beside, general_split
 from .errors import InputError
 from .run import read_task, teaching_config
 from .spec import RunSpec
+
+if TYPE_CHECKING:
+    from .models.layout import Layout
 
 DEPTH = 0.67  # share of the blocks below the deepest layer that is edited, where layers are found
 SLOWER = 3.0  # a generated token takes so many times as long as one that is read
@@ -39,6 +42,11 @@ class _Cost:
         """Greedy answers, of which the usual one is shorter than the longest; a step of few tokens waits for memory."""
         return prompts * (self.tokens + SLOWER * ANSWER_SHARE * longest) * 2 * self.size
 
+    def learning(self, rows: int, answer: float, everything: bool) -> float:
+        """Forward and backward through prompts with answers of so many tokens; to the gradients of all weights too, if
+        everything is trained."""
+        return rows * (self.tokens + answer) * (6 if everything else 4) * self.size
+
     def training(self, prompts: int) -> float:
         """Forward, and backward to vectors that are added while all weights are frozen."""
         return prompts * self.tokens * 4 * self.size
@@ -52,10 +60,11 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     from .edits import Edit
     from .methods import method
     from .methods.abstention import default_layers
-    from .methods.tuning import window_shape, with_rewrites
+    from .methods.tuning import with_rewrites
     from .models.activations import common_prefix
     from .models.layout import find_layout
     from .models.loading import ChatModel, resolve, template_of
+    from .models.training import KEPT_BYTES, TrainConfig
 
     taught_along = spec.teach.abstention and method(spec.method).has("direction") and "direction" not in spec.settings
     config = method(spec.method).configure(**spec.settings, **({"direction": Edit({})} if taught_along else {}))
@@ -71,15 +80,15 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_config(settings)
     layout = find_layout(model, spec.model.layout)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)
-    layers: Any = getattr(config, "layers", "auto")
-    chosen = window_shape(len(layout))[0] if layers == "auto" else len(layout.check_layers(list(layers)))
+    edited, chosen = _edited(config, layout)
     size = sum(p.numel() for p in model.parameters())
     dtype = spec.model.dtype or str(settings.dtype or "float32").removeprefix("torch.")
     rows = {role: len(r) for role, r in judge.present().items()}
     fitted = {role: len(r) for role, r in fit.present().items() if role in ("forget", "retain", "reference")}
     fitted.setdefault("retain", KEEP_ROWS)
     chat = ChatModel(model, tokenizer, template=template_of(tokenizer, spec.model.template))
-    prompts = chat.prompt_ids([e.prompt for r in fit.present().values() for e in r])
+    every = [e for r in fit.present().values() for e in r]
+    prompts = chat.prompt_ids([e.prompt for e in every])
     embeddings = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}  # often one
     cost = _Cost(
         tokens=sum(map(len, prompts)) / len(prompts) - common_prefix(prompts),
@@ -87,6 +96,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         blocks=size - sum(p.numel() for p in embeddings),
         inner=layout.inner,
     )
+    answered = sum(map(len, chat.answer_ids([e.response for e in every]))) / len(every)
     judged = 2 * sum(n for role, n in rows.items() if role != "reference")
     if spec.teach.abstention:
         judged += rows.get("general", 0)
@@ -103,28 +113,56 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         + cost.solving(taught, len(teaching.layers or default_layers(len(layout))))
         if spec.teach.abstention
         else 0.0,
-        "unlearning": _unlearning(config, cost, fitting, chosen, len(layout)),
+        "unlearning": cost.learning(
+            config.rows_read(fitted["forget"], len(fit.retain)), answered, config.adapter == "full"
+        )
+        if isinstance(config, TrainConfig)
+        else _unlearning(config, cost, fitting, chosen, len(layout)),
     }
     seconds = {name: float(f"{flops / rate:.2g}") for name, flops in work.items()}
     stored = _DTYPE_BYTES.get(dtype, 4) * size
+    if isinstance(config, TrainConfig):
+        # Activations of a step, of forget and of retain rows; for all weights gradients, two moments and what was there.
+        step = 2 * min(config.batch_size, len(every)) * (cost.tokens + answered)
+        held = step * len(layout) * layout.hidden * KEPT_BYTES + (16 * size if config.adapter == "full" else 0)
+    else:
+        held = chosen * (layout.inner**2 * 16) + fitting * cost.tokens * (layout.inner + layout.hidden) * 4
     return {
         "model": spec.model.name,
         "method": spec.method,
         "settings": config.model_dump(exclude={"direction"}) | _direction(config, spec.settings),
-        "layers": f"auto: {chosen} layers of {len(layout)}" if layers == "auto" else list(layers),
-        "matrices": layout.weight_name(0).replace(".0.", ".{}.", 1)
-        if layers == "auto"
-        else [layout.weight_name(n) for n in layers],
+        **edited,
         "shape": [layout.hidden, layout.inner],
         "rows": rows,
         "fitted_rows": fitted,
-        "memory_bytes": int(
-            stored * 1.5 + chosen * (layout.inner**2 * 16) + fitting * cost.tokens * (layout.inner + layout.hidden) * 4
-        ),
+        "memory_bytes": int(stored * 1.5 + held),
         "disk_bytes": int(stored * 1.01),
         "seconds": seconds | {"total": float(f"{sum(seconds.values()):.2g}")},
         "out": spec.output.out,
     }
+
+
+def _edited(config: Any, layout: Layout) -> tuple[dict[str, Any], int]:
+    """(the layers and matrices that the method changes, for a plan; how many layers)."""
+    from .methods.rmu import RmuConfig, default_layers
+    from .methods.tuning import window_shape
+    from .models.training import TrainConfig
+
+    count = len(layout)
+    if isinstance(config, RmuConfig):
+        layers: Any = config.layers or default_layers(count)
+    elif isinstance(config, TrainConfig):
+        first = config.first_layer if config.adapter == "lora" else 0
+        what = f"all linear ones, by LoRA of rank {config.rank}" if config.adapter == "lora" else "all"
+        return {"layers": f"{first} to {count - 1}", "matrices": what}, count - first
+    else:
+        layers = config.layers
+    if layers == "auto":
+        chosen = window_shape(count)[0]
+        name = layout.weight_name(0).replace(".0.", ".{}.", 1)
+        return {"layers": f"auto: {chosen} layers of {count}", "matrices": name}, chosen
+    layers = layout.check_layers(list(layers))
+    return {"layers": list(layers), "matrices": [layout.weight_name(n) for n in layers]}, len(layers)
 
 
 def _direction(config: Any, given: dict[str, Any]) -> dict[str, str]:

@@ -287,6 +287,28 @@ def test_dry_run_loads_no_weights(run, tiny_folder, files, tmp_path, monkeypatch
     assert json.loads(text)["seconds"]["unlearning"] > 4 * plan["seconds"]["unlearning"]
 
 
+def test_dry_run_of_a_method_that_trains(run, tiny_folder, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("expunge.plan._rate", lambda: 1e9)
+    words = [w for w in unlearn_words(tiny_folder, files, tmp_path / "out", "--dry-run", "--json") if w not in SETTINGS]
+
+    def plan(*more):
+        code, text, err = run(*words, *more)
+        assert code == 0, err
+        return json.loads(text)
+
+    one, two = (plan("--method", "graddiff", "--set", f"epochs={n}") for n in (5, 10))
+    assert one["layers"] == "0 to 5"
+    assert one["matrices"] == "all linear ones, by LoRA of rank 8"
+    assert two["seconds"]["unlearning"] == pytest.approx(2 * one["seconds"]["unlearning"], rel=0.1)
+    full = plan("--method", "graddiff", "--set", "epochs=10", "--set", "adapter=full")
+    assert full["matrices"] == "all"
+    assert full["seconds"]["unlearning"] == pytest.approx(1.5 * two["seconds"]["unlearning"], rel=0.1)
+    assert full["memory_bytes"] > two["memory_bytes"] > 0
+    released = [plan("--method", "reveal-release", "--set", f"rounds={n}")["seconds"]["unlearning"] for n in (1, 3)]
+    assert released[1] == pytest.approx(3 * released[0], rel=0.1)
+    assert plan("--method", "rmu")["layers"] == [1, 2, 3]
+
+
 def test_dry_run_names_a_taught_direction(run, tiny, tiny_folder, files, tmp_path):
     unlearn(tiny, ForgetTask(forget=FORGET, reference=UNKNOWN), layers=[2, 3], coefficient=1.0, ridge=0.1).save(
         tmp_path / "taught"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..data.examples import Example
 from . import settings
@@ -49,7 +49,6 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     """For these cells of one seed."""
     from ..methods import method
     from ..methods.lunar import LunarConfig
-    from ..methods.release import ReleaseConfig
     from ..methods.tuning import WINDOWS, with_rewrites
     from ..reveal.run import target_of
     from ..spec import RevealSpec
@@ -87,13 +86,9 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     def fit(cell: Cell) -> float:
         if cell.method == "lunar":
             return lunar(cell.variant)
-        config = method(cell.method).configure(**settings.published(cell.method, cell.variant))
+        config: Any = method(cell.method).configure(**settings.published(cell.method, cell.variant))
         rows = len(suite.fit.forget) or settings.REVEALED_ROWS
-        drawn = min(rows, getattr(config, "rows", rows))
-        if isinstance(config, ReleaseConfig):
-            kept = min(len(suite.fit.retain) or rows, config.retain_rows)
-            return (training(drawn, config.passes(drawn)) + training(kept, config.passes(kept))) * config.rounds
-        return training(2 * drawn, getattr(config, "epochs", 1))
+        return training(config.rows_read(rows, len(suite.fit.retain) or rows), 1)
 
     def search(cell: Cell) -> float:
         fits = min(trials, WINDOWS) if settings.searches(cell.method, cell.variant) else trials

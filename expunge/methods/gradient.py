@@ -33,11 +33,17 @@ class GradientConfig(TrainConfig):
             return {"learning_rate": FULL_RATE, **given}
         return given
 
+    def rows_read(self, forget: int, retain: int) -> int:
+        return forget * self.epochs
+
 
 class RegularisedConfig(GradientConfig):
     """Settings of the losses with a retain term."""
 
     retain_weight: float = Field(1.0, ge=0, description="weight of the retain loss")
+
+    def rows_read(self, forget: int, retain: int) -> int:
+        return 2 * forget * self.epochs  # as many of the retain set
 
 
 class PreferenceConfig(RegularisedConfig):

@@ -88,6 +88,11 @@ class ReleaseConfig(TrainConfig, Choosing):
         """Over so many rows, for each module."""
         return max(self.epochs, math.ceil(self.least_steps / math.ceil(count / self.batch_size)))
 
+    def rows_read(self, forget: int, retain: int) -> int:
+        """In all rounds."""
+        counts = [min(forget, self.rows), *([min(retain, self.retain_rows)] if self.retain_module else [])]
+        return self.rounds * sum(n * self.passes(n) for n in counts if n)
+
 
 def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: Progress | None = None) -> Edit:
     """The edit of the round with the least left of what is forgotten, among those that kept utility; see the module.

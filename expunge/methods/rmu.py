@@ -38,6 +38,9 @@ class RmuConfig(TrainConfig):
     batch_size: int = Field(32, ge=1, description="forget rows a step, and as many retain rows")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimizer")
 
+    def rows_read(self, forget: int, retain: int) -> int:
+        return 2 * forget * self.epochs
+
 
 def rmu(chat: ChatModel, task: ForgetTask, config: RmuConfig, progress: Progress | None = None) -> Edit:
     """Pulls the forget answers' activations at one layer to c u, u a fixed random unit vector, and keeps the retain

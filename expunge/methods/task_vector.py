@@ -24,15 +24,24 @@ class TaskVectorConfig(TrainConfig):
     epochs: int = Field(10, ge=1, description="passes over the rows")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimizer")
 
+    def rows_read(self, forget: int, retain: int) -> int:
+        return forget * self.epochs
+
 
 class RetrainConfig(TrainConfig):
     """Settings of retraining: the training loop's. For the gold standard, give those with which the facts were taught."""
+
+    def rows_read(self, forget: int, retain: int) -> int:
+        return retain * self.epochs
 
 
 class ExtSubConfig(TaskVectorConfig):
     """Settings of Ext-Sub: those of both modules, and the scale of what is taken off."""
 
     scale: float = Field(1.0, gt=0, description="alpha, how much of the forget module's own part is taken off")
+
+    def rows_read(self, forget: int, retain: int) -> int:
+        return (forget + retain) * self.epochs
 
 
 def _trained(chat: ChatModel, rows: Sequence[Example], config: TrainConfig, progress: Progress | None) -> Edit:

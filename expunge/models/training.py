@@ -44,6 +44,10 @@ class TrainConfig(BaseModel):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     seed: int = Field(0, description="seed of order and initial modules")
 
+    def rows_read(self, forget: int, retain: int) -> int:
+        """How many rows training goes forward and backward through, where there are so many of each role."""
+        return (forget + retain) * self.epochs
+
 
 @dataclass(frozen=True)
 class TrainRow:
