@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..data.examples import RELEVANT, Example, ForgetTask
+from ..data.examples import RELEVANT, Example, ForgetTask, Prompt, Raw
 from ..data.prompts import rewrites
 from ..edits import Edit
 from ..errors import InputError
@@ -170,15 +170,34 @@ def split(rows: Sequence[Example], config: Choosing) -> tuple[Sequence[Example],
     return [e for n, e in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
 
 
+def roots(prompts: Iterable[Prompt]) -> dict[Prompt, Prompt]:
+    """The prompts in their order, each with the shortest of them that it begins with, if they are texts to go on with: where a
+    text is a longer one's beginning and what the model said after it, who has learned the one knows the other. Of other
+    prompts each is its own."""
+    found: dict[Prompt, Prompt] = {p: p for p in prompts}
+    shortest = None
+    for prompt in sorted(p for p in found if isinstance(p, Raw)):
+        if shortest is None or not prompt.startswith(shortest):
+            shortest = prompt
+        found[prompt] = shortest
+    return found
+
+
 def forget_split(task: ForgetTask, config: Choosing) -> tuple[Sequence[Example], Sequence[Example]]:
-    """(rows that fit, rows that choose): where relevance tells what answers show, rows of other prompts; else rewrites of
-    the fitted rows, as forgetting one fact need not forget another."""
+    """(rows that fit, rows that choose): where relevance tells what answers show, rows of other prompts, with other roots;
+    else rewrites of the fitted rows, as forgetting one fact need not forget another."""
     if task.relevance:
-        prompts = list(dict.fromkeys(e.prompt for e in task.forget))
-        if len(prompts) < FEWEST_PROMPTS:
+        own = roots(e.prompt for e in task.forget)
+        sizes = Counter(own.values())
+        if len(sizes) < FEWEST_PROMPTS:
             return split(task.forget, config)
         rng = random.Random(config.seed)
-        others = set(rng.sample(prompts, max(round(len(prompts) * config.held_out), 1)))
+        left = max(round(len(own) * config.held_out), min(sizes.values()))
+        others: set[Prompt] = set()
+        for root in rng.sample(list(sizes), len(sizes)):
+            if sizes[root] <= left:
+                left -= sizes[root]
+                others |= {prompt for prompt in own if own[prompt] == root}
         held = [e for e in task.forget if e.prompt in others]
         return [e for e in task.forget if e.prompt not in others], rng.sample(
             held, min(len(held), config.most_held_out)

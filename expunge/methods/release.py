@@ -27,7 +27,7 @@ from ..errors import ExpungeError, InputError, NothingToForget
 from ..models.generation import sampled
 from ..models.loading import ChatModel
 from ..models.training import TrainConfig, orthogonality, rows_of, train
-from .choosing import LONGEST, Choosing, Figures, HeldOut, Limits, figures, forget_split, said, split_by_kind
+from .choosing import LONGEST, Choosing, Figures, HeldOut, Limits, figures, forget_split, roots, said, split_by_kind
 
 AGAIN = 128  # prompts that are answered anew at a time
 LEAST_GAIN = 0.01  # of what there was to forget, below which two rounds in turn end the run
@@ -194,9 +194,10 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
 
 
 def _unlike(rows: Sequence[Example], chosen_by: Sequence[Example]) -> list[Example]:
-    """The rows that have no prompt of those that choose; where all have one, those that are others."""
-    prompts, there = {e.prompt for e in chosen_by}, set(chosen_by)
-    return [e for e in rows if e.prompt not in prompts] or [e for e in rows if e not in there]
+    """The rows that have no prompt (nor root of one) of those that choose; where all have one, those that are others."""
+    own, there = roots(e.prompt for e in [*rows, *chosen_by]), set(chosen_by)
+    choosing = {own[e.prompt] for e in chosen_by}
+    return [e for e in rows if own[e.prompt] not in choosing] or [e for e in rows if e not in there]
 
 
 def _less(edit: Edit, config: ReleaseConfig) -> Edit:

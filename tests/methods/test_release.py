@@ -414,6 +414,32 @@ def test_no_prompt_that_chooses_is_trained(tiny, tiny_task, monkeypatch):
         assert not trained & {e.prompt for e in rows}
 
 
+def test_texts_that_go_on_after_others_are_held_out_with_them(small_task):
+    rows = []
+    for root in (f"Beginning {n}," for n in range(10, 20)):
+        for step in range(4):
+            rows.append(Example(Raw(root), f" word {step}"))
+            root += f" word {step}"
+    task = small_task.but(forget=rows)
+    object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
+    fit, choose = choosing.forget_split(task, ReleaseConfig(held_out=0.3))
+    assert len(choose) == 12
+    assert len(fit) == 28
+    first = [{e.prompt[: len("Beginning 10,")] for e in part} for part in (fit, choose)]
+    assert not first[0] & first[1]
+    partners = [Example(e.prompt, " else", "clean") for e in rows]
+    left = module._unlike(
+        partners, choose[:1]
+    )  # one row of a chain that chooses keeps all of its partners from training
+    assert len(left) == 36
+    assert choose[0].prompt[: len("Beginning 10,")] not in {e.prompt[: len("Beginning 10,")] for e in left}
+
+
+def test_only_texts_to_go_on_with_have_roots():
+    prompts = [Raw("a b"), Raw("a"), Raw("a b c"), "a b c d", Raw("b"), "b c"]
+    assert choosing.roots(prompts) == {"a b": "a", "a": "a", "a b c": "a", "a b c d": "a b c d", "b": "b", "b c": "b c"}
+
+
 def test_rows_of_other_prompts_choose_where_relevance_tells(small_task):
     rows = [Example(f"say {n % 6}", f"answer {n}") for n in range(24)]
     task = small_task.but(forget=rows)
