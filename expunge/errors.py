@@ -36,8 +36,8 @@ class Diverged(ExpungeError):
     step: the step after which it was seen.
     """
 
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"training diverged at step {step}: {what}; lower the learning rate")
+    def __init__(self, step: int, what: str, lower: str = "the learning rate") -> None:
+        super().__init__(f"training diverged at step {step}: {what}; lower {lower}")
         self.step = step
 
 

@@ -114,7 +114,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         if spec.teach.abstention
         else 0.0,
         "unlearning": cost.learning(
-            config.rows_read(fitted["forget"], len(fit.retain)), answered, config.adapter == "full"
+            config.rows_read(fitted["forget"], fitted["retain"]), answered, config.adapter == "full"
         )
         if isinstance(config, TrainConfig)
         else _unlearning(config, cost, fitting, chosen, len(layout)),
@@ -124,7 +124,8 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     if isinstance(config, TrainConfig):
         # Activations of a step, of forget and of retain rows; for all weights gradients, two moments and what was there.
         step = 2 * min(config.batch_size, len(every)) * (cost.tokens + answered)
-        held = step * len(layout) * layout.hidden * KEPT_BYTES + (16 * size if config.adapter == "full" else 0)
+        trained = size if edited["matrices"] == "all" else chosen * layout.inner * layout.hidden
+        held = step * len(layout) * layout.hidden * KEPT_BYTES + (16 * trained if config.adapter == "full" else 0)
     else:
         held = chosen * (layout.inner**2 * 16) + fitting * cost.tokens * (layout.inner + layout.hidden) * 4
     return {

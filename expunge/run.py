@@ -137,6 +137,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         judge = judge.but(forget=forget, retain=judge.retain or retain[:JUDGED_ROWS])
         retain = [*fit.retain, *retain]
         fit = replace(fit, forget=forget, retain=retain, relevance=shown.relevance, part=shown.part)
+        stages.of(fit, judge)
     evaluations = {"before": look("before", judge)}
     if not fit.retain:
         with reporter.stage("keep"):
@@ -259,16 +260,27 @@ class _Stages:
 
         files = files_of(resolve(spec.model.name, spec.model.revision))
         parts = spec.model_dump(mode="json", exclude={"output", "data"}) | {"versions": versions(), "files": files}
-        digest = hashlib.sha256(
-            salt() + json.dumps(parts, sort_keys=True).encode() + repr((fit, judge)).encode()
-        ).hexdigest()
-        self.folder = cache_dir() / "stages" / digest[:32]
+        self._parts, self._place, self._fresh = json.dumps(parts, sort_keys=True), cache_dir(), not spec.output.resume
+        self._folders: list[Path] = []
         # What a model says does not hang on what is done with it: another method's run goes on with the same search.
         asked = [spec.model.model_dump(mode="json"), files, spec.reveal.model_dump(mode="json"), spec.seed, versions()]
         name = hashlib.sha256(salt() + json.dumps(asked, sort_keys=True).encode()).hexdigest()
         self.revealed = cache_dir() / "revealed" / name[:32]
-        if not spec.output.resume:
-            self.clear()
+        if self._fresh:
+            shutil.rmtree(self.revealed, ignore_errors=True)
+        self.of(fit, judge)
+
+    def of(self, fit: ForgetTask, judge: ForgetTask) -> None:
+        """From here on, artefacts are of these rows."""
+        rows = repr((fit.present(), judge.present())).encode()
+        digest = hashlib.sha256(salt() + self._parts.encode() + rows).hexdigest()
+        self._folders.append(self._place / "stages" / digest[:32])
+        if self._fresh:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def folder(self) -> Path:
+        return self._folders[-1]
 
     def number(self, name: str, make: Callable[[], float]) -> float:
         return float(self._json(name, make))
@@ -297,8 +309,8 @@ class _Stages:
         return Edit.load(folder)
 
     def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.rmtree(self.revealed, ignore_errors=True)
+        for folder in (*self._folders, self.revealed):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _json(self, name: str, make: Callable[[], Any]) -> Any:
         file = self.folder / f"{name}.json"

@@ -188,9 +188,9 @@ class Bench:
         record = {"settings": chosen, "seconds": taken, "seconds_in_all": taken, "peak_bytes": highest()}
         record |= {k: edit.meta[k] for k in ("round_log", "total_forget_step") if k in edit.meta}
         if trials := edit.meta.get("trials"):
-            best = min(trials, key=lambda t: t["loss"])
-            record |= {"trials": trials, "seconds": best["seconds"]}
-            record["settings"] = chosen | {k: best[k] for k in ("layers", "coefficient", "ridge") if k in best}
+            taken = trials[edit.meta["taken"]]  # not always that of the lowest loss
+            record |= {"trials": trials, "seconds": taken["seconds"]}
+            record["settings"] = chosen | {k: taken[k] for k in ("layers", "coefficient", "ridge") if k in taken}
         return edit, record
 
     def _tuned(self, cell: Cell, base: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:

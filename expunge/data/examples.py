@@ -38,11 +38,17 @@ class Raw(str):
 
     __slots__ = ()
 
+    def __repr__(self) -> str:  # told apart in hashes
+        return f"Raw({super().__repr__()})"
+
 
 class Cut(str):
     """A response that was cut short, or a text that goes on: no end-of-sequence is learned after it. Equal to its text."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Cut({super().__repr__()})"
 
 
 Prompt = str | tuple[Message, ...]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .abilities import Choice
-from .examples import Example, ForgetTask, Raw
+from .examples import Cut, Example, ForgetTask, Raw
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,11 @@ class Suite:
 
     def content(self) -> dict[str, Any]:
         """All that decides what comes out, for hashes: without what only a suite of a behaviour has in others."""
-        found = asdict(self)
+
+        def told_apart(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {k: repr(v) if isinstance(v, Raw | Cut) else v for k, v in fields}
+
+        found = asdict(self, dict_factory=told_apart)
         for name in ("relevance", "part"):
             del found["fit"][name]  # functions; `task` says which
         if not self.behaviour:

@@ -152,7 +152,8 @@ def kinds(rows: Sequence[Example]) -> dict[str, list[Example]]:
     for row in rows:
         found.setdefault(str(row.group) if sizes[row.group] >= KIND else "others", []).append(row)
     if len(found) > 1 and len(found.get("others", ())) == 1:  # too few to choose by
-        next(iter(found.values())).extend(found.pop("others"))
+        lone = found.pop("others")
+        next(iter(found.values())).extend(lone)
     return found
 
 
@@ -165,7 +166,7 @@ def split(rows: Sequence[Example], config: Choosing) -> tuple[Sequence[Example],
     """(rows that fit, rows that choose)."""
     if len(rows) < 2:
         raise InputError(f"reveal-release needs at least two rows of each role, got {len(rows)}: one of them chooses")
-    count = min(max(round(len(rows) * config.held_out), 1), config.most_held_out)
+    count = min(max(round(len(rows) * config.held_out), 1), config.most_held_out, len(rows) - 1)
     held = set(random.Random(config.seed).sample(range(len(rows)), count))
     return [e for n, e in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
 
@@ -192,7 +193,8 @@ def forget_split(task: ForgetTask, config: Choosing) -> tuple[Sequence[Example],
         if len(sizes) < FEWEST_PROMPTS:
             return split(task.forget, config)
         rng = random.Random(config.seed)
-        left = max(round(len(own) * config.held_out), min(sizes.values()))
+        most = len(own) - max(sizes.values())  # so that one root at least is left to fit
+        left = min(max(round(len(own) * config.held_out), min(sizes.values())), most)
         others: set[Prompt] = set()
         for root in rng.sample(list(sizes), len(sizes)):
             if sizes[root] <= left:

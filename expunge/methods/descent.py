@@ -320,8 +320,11 @@ class Speech:
         self.chat.model.train(training)
         return token_loss(scored)
 
-    def check(self, step: int) -> bool:
+    def check(self, step: int, lower: str = "the learning rate") -> bool:
         """False: training goes on.
+
+        Args:
+            lower: what may be too high.
 
         Raises:
             Diverged: the model no longer speaks.
@@ -329,5 +332,5 @@ class Speech:
         cost = self._cost()
         if not cost < self.limit:  # nor where it is not a number
             said = f"its own earlier answers cost it {cost:.1f} nats a token, and {self.limit:.1f} is the limit"
-            raise Diverged(step, f"the model no longer speaks ({said})")
+            raise Diverged(step, f"the model no longer speaks ({said})", lower)
         return False

@@ -93,7 +93,8 @@ def _speaking(chat: ChatModel, edit: Edit, config: TrainConfig, rows: int) -> Ed
     """
     speech = Speech(chat)
     with edit.applied(chat):
-        speech.check(math.ceil(rows / config.batch_size) * config.epochs)
+        lower = "scale or the learning rate" if isinstance(config, TaskVectorConfig) else "the learning rate"
+        speech.check(math.ceil(rows / config.batch_size) * config.epochs, lower)
     return edit
 
 

@@ -257,7 +257,8 @@ def tune(
         elif len(values) > 1 and best[name] == max(values):
             further(STEP)
     edit = refined(chat, edit, fit, steps, progress) if steps else edit
-    edit.meta |= {"retain_rouge1_before": before, "trials": trials}
+    taken = next(n for n, t in enumerate(trials) if all(t[name] == value for name, value in best.items()))
+    edit.meta |= {"retain_rouge1_before": before, "trials": trials, "taken": taken}
     return edit
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..edits import Edit, LowRank, Part, Replace
-from ..errors import Diverged, InputError
+from ..errors import Diverged, InputError, unknown
 from .activations import can_share, common_prefix
 from .generation import answer_logits, pad_answers
 from .loading import ChatModel
@@ -145,6 +145,7 @@ def optimise(
     torch.manual_seed(config.seed)
     accelerator = Accelerator(cpu=chat.device.type == "cpu")
     total_steps = steps * config.epochs
+    _check(chat, config)
     with _trainable(chat, config) as (model, harvest), _checkpointing(chat.model) if recompute else nullcontext():
         trained = replace(chat, model=model)
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -177,6 +178,17 @@ def optimise(
     if not all(torch.isfinite(t).all() for part in parts.values() for t in vars(part).values()):
         raise Diverged(step, "the weights are not finite")
     return Edit.on(chat.model, parts, {"trained": config.model_dump()})
+
+
+def _check(chat: ChatModel, config: TrainConfig) -> None:
+    """Raises `InputError` for what cannot be trained."""
+    if config.adapter == "lora":
+        if config.only:
+            raise InputError("only names weights that are trained in full: it needs adapter=full")
+        if config.first_layer >= len(chat.layout):
+            raise InputError(f"first_layer {config.first_layer}: the model has {len(chat.layout)} layers, from 0 on")
+    elif missing := set(config.only) - dict(chat.model.named_parameters()).keys():
+        raise unknown("weight", min(missing), dict(chat.model.named_parameters()))
 
 
 def _optimizer(weights: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
@@ -262,19 +274,26 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
     else:
         trained = {n: p for n, p in model.named_parameters() if not config.only or n in config.only}
         before = {name: p.detach().clone() for name, p in trained.items()}
+        kinds = {name: p.dtype for name, p in model.named_parameters()}
+
+        def found() -> dict[str, Part]:
+            now = {n: p.detach().to(kinds[n], copy=True) for n, p in trained.items()}
+            return {n: Replace(w) for n, w in now.items() if not torch.equal(w, before[n])}
+
         try:
+            for parameter in model.parameters():  # a step can be less than half precision tells: all are rounded, once
+                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in trained)
             model.train()
-            yield (
-                model,
-                lambda: {n: Replace(p.detach().clone()) for n, p in trained.items() if not torch.equal(p, before[n])},
-            )
+            yield model, found
         finally:
             with torch.no_grad():
-                for name, parameter in trained.items():
-                    parameter.copy_(before[name])
-                    parameter.grad = None
+                for name, parameter in model.named_parameters():
+                    parameter.data = parameter.data.to(kinds[name])
+                    if name in trained:
+                        parameter.copy_(before[name])
+                        parameter.grad = None
             _settle(model, flags)
 
 

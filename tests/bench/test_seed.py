@@ -9,6 +9,7 @@ import pytest
 from expunge.bench import runner, seed, table
 from expunge.bench.results import Cell, Results
 from expunge.bench.runner import bench_run, cells_of, results_of
+from expunge.edits import Edit
 from expunge.errors import Diverged
 from expunge.progress import Reporter
 
@@ -82,6 +83,20 @@ def test_a_run_killed_at_any_stage_goes_on_where_it_was(spec, calls, monkeypatch
     assert all("metrics" in record for record in again.values())
     assert all(again[cell] == record for cell, record in finished.items())
     assert [n for n, _ in calls] == [c.method for c in again if c.regime and c not in finished]
+
+
+def test_the_settings_in_the_table_are_those_of_the_edit(spec, monkeypatch):
+    """LUNAR's search takes the larger of two coefficients that do about as well, also where its loss is not the lowest."""
+    trials = [{"coefficient": c, "loss": loss, "seconds": 3 - c} for c, loss in ((1.0, 1.0), (2.0, 1.2))]
+
+    def searched(chat, *_):
+        return Edit.on(chat.model, {}, {"trials": trials, "taken": 1})
+
+    monkeypatch.setattr(seed, "run_method", searched)
+    bench = seed.Bench(spec, 0, results_of(spec), Reporter(quiet=True))
+    _, record = bench._made(Cell(0, "lunar", "tuned"), {})
+    assert record["settings"] == {"coefficient": 2.0}
+    assert record["seconds"] == 1.0
 
 
 def test_processes_run_all_cells_also_where_one_is_killed(spec, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from expunge.bench.results import digest
 from expunge.data.abilities import Choice, gsm8k, mmlu
 from expunge.data.examples import Raw
 from expunge.data.suites import SUITES, Suite, facts, lume, muse, pistol, suite_of, tofu, wmdp
@@ -167,6 +168,19 @@ def test_facts_are_any_file_with_groups(tmp_path):
     assert {e.prompt for e in suite.fit.forget} == {f"q{n}?" for n in range(0, 20, 2)}
     with pytest.raises(InputError, match="needs --data FILE and --forget-group"):
         facts()
+
+
+@pytest.mark.parametrize("mark", ["raw", "cut"])
+def test_how_a_row_is_read_is_part_of_what_a_suite_is(tmp_path, mark):
+    """`raw` and `cut` change what is trained, and not a word."""
+    found = []
+    for value in (False, True):
+        file = tmp_path / "rows.jsonl"
+        rows = [{"prompt": f"q{n}?", "response": f"a{n}", "group": "AB"[n % 2], mark: value} for n in range(20)]
+        file.write_text("\n".join(map(json.dumps, rows)))
+        suite = facts(data=str(file), forget_group=["A"])
+        found.append((digest(suite.content()), digest(suite.teach), repr(suite.fit.forget)))
+    assert all(one != other for one, other in zip(*found, strict=True))
 
 
 def write(root, name, rows, lines=False):

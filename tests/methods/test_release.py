@@ -435,6 +435,24 @@ def test_texts_that_go_on_after_others_are_held_out_with_them(small_task):
     assert choose[0].prompt[: len("Beginning 10,")] not in {e.prompt[: len("Beginning 10,")] for e in left}
 
 
+def test_a_lone_row_of_another_group_is_not_lost(monkeypatch):
+    monkeypatch.setattr(choosing, "KIND", 4)
+    lone, many = Example("x", "y", "lone"), [Example(f"q{n}", "a", "many") for n in range(4)]
+    for rows in ([lone, *many], [*many, lone]):
+        (found,) = choosing.kinds(rows).values()
+        assert {e.prompt for e in found} == {"x", "q0", "q1", "q2", "q3"}
+
+
+def test_however_much_is_held_out_something_is_left_to_fit(small_task):
+    rows = [Example(f"q{n}", "a") for n in range(6)]
+    fit, choose = choosing.split(rows[:2], ReleaseConfig(held_out=0.9))
+    assert len(fit) == len(choose) == 1
+    task = small_task.but(forget=rows)
+    object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
+    fit, choose = choosing.forget_split(task, ReleaseConfig(held_out=0.99))
+    assert (len(fit), len(choose)) == (1, 5)
+
+
 def test_only_texts_to_go_on_with_have_roots():
     prompts = [Raw("a b"), Raw("a"), Raw("a b c"), "a b c d", Raw("b"), "b c"]
     assert choosing.roots(prompts) == {"a b": "a", "a": "a", "a b c": "a", "a b c d": "a b c d", "b": "b", "b c": "b c"}

@@ -71,6 +71,7 @@ def test_the_search_goes_on_beyond_the_coefficients(pico, small_task, monkeypatc
     edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
     assert [t["coefficient"] for t in edit.meta["trials"]] == pytest.approx(tried)
     assert edit.meta["coefficient"] == pytest.approx([best])
+    assert edit.meta["trials"][edit.meta["taken"]]["coefficient"] == pytest.approx(best)
 
 
 @pytest.mark.parametrize(

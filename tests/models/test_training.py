@@ -1,7 +1,8 @@
-"""The training loop where a step's activations do not fit in memory."""
+"""The training loop: little memory, half precision, what cannot be trained."""
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import psutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from expunge import unlearn
+from expunge.errors import InputError
 from expunge.models.sophia import Sophia
 from expunge.models.training import TrainConfig, recomputed, rows_of, train
 
@@ -95,3 +97,40 @@ def test_training_steps_by_the_optimizer_that_was_asked_for(pico, small_task, mo
     assert len(steps) == 2 * 3
     wanted = {"initial_lr": 2e-3, "weight_decay": 0.3} | more
     assert {k: steps[0][k] for k in wanted} == wanted
+
+
+def test_weights_in_half_precision_are_trained_in_full_and_rounded_once(pico, small_task):
+    """Steps of 1e-5 are lost one by one in bfloat16, whose next number after 0.1 is 0.0005 away; fifty of them are not."""
+    whole, half = pico(), pico()
+    half.model.bfloat16()
+    whole.model.load_state_dict({k: v.float() for k, v in half.model.state_dict().items()})
+    before = {k: v.clone() for k, v in half.model.state_dict().items()}
+    rows = rows_of(whole, [(e.prompt, e.response) for e in small_task.retain])
+    config = TrainConfig(adapter="full", learning_rate=1e-5, epochs=50, batch_size=2)
+    wanted, found = (train(chat, rows, config) for chat in (whole, half))
+    for name, value in half.model.state_dict().items():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, before[name])
+    same = total = 0
+    for name, part in wanted.parts.items():
+        rounded = part.value.bfloat16()
+        got = found.parts[name].value if name in found.parts else before[name]
+        assert got.dtype == torch.bfloat16
+        changed = rounded != before[name]
+        total += int(changed.sum())
+        same += int((got == rounded)[changed].sum())
+    assert total > 1000
+    assert same > 0.9 * total
+
+
+def test_what_cannot_be_trained_is_said_before_it_is_tried(pico, small_task):
+    chat = pico()
+    rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.retain])
+    name = chat.layout.weight_name(0)
+    for given, said in (
+        ({"adapter": "full", "only": (name, name + "s")}, f"unknown weight '{name}s'; did you mean"),
+        ({"only": (name,)}, "needs adapter=full"),
+        ({"first_layer": 99}, "first_layer 99: the model has"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            train(chat, rows, TrainConfig(**given))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 
 from expunge import methods
 from expunge.data.examples import Cut, Example, ForgetTask, read_examples
+from expunge.evaluation import scores
 from expunge.methods import choosing
 from expunge.models.loading import cache_dir
 from expunge.reveal import search, subject
@@ -184,6 +186,35 @@ def test_lunar_redirects_what_was_revealed_and_fits_nothing_that_judges(run, tin
     more = {e.prompt: e.response for e in fitted[1].retain}
     assert more == {e.prompt: e.response for e in [*given.retain, *extra]}
     assert {e.prompt for e in fitted[1].forget} == {e.prompt for e in FORGET[3:]}
+
+
+def test_a_run_with_a_mended_oracle_takes_up_nothing_of_the_rows_before(run, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    kept = rows_file(tmp_path / "kept.jsonl", RETAIN)
+    words = ["unlearn", tiny_folder, "--oracle", "my_own:judge", *SMALL, *with_sets("reveal."), "--retain", kept]
+    words += ["--method", "ga", "--set", "epochs=1", "--max-new-tokens", "8", "--out", tmp_path / "out"]
+    looked = []
+    real = scores.evaluate
+    monkeypatch.setattr(scores, "evaluate", lambda chat, task, **k: looked.append(task) or real(chat, task, **k))
+
+    def oracle(letter: str) -> None:
+        (tmp_path / "my_own.py").write_text(f"def judge(answers): return [float({letter!r} in a) for a in answers]\n")
+        sys.modules.pop("my_own", None)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    oracle("e")
+    with monkeypatch.context() as patch:
+        patch.setattr("expunge.checkpoint.write_checkpoint", interrupted)
+        assert run(*words).code == 1
+    assert len(looked) == 2
+    oracle("a")
+    done = run(*words, "--resume")
+    assert done.code == 0, done.err
+    assert len(looked) == 4
+    assert {e.response for e in looked[2].forget} != {e.response for e in looked[0].forget}
+    assert all("a" in e.response for e in looked[2].forget)
 
 
 def test_a_model_that_cannot_abstain_stops_before_it_reveals_anything(run, pico_folder, tmp_path):
