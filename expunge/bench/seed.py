@@ -186,11 +186,12 @@ class Bench:
             edit = run_method(self.chat, fit, cell.method, chosen)
             taken = time.perf_counter() - begin
         record = {"settings": chosen, "seconds": taken, "seconds_in_all": taken, "peak_bytes": highest()}
-        record |= {k: edit.meta[k] for k in ("round_log", "total_forget_step") if k in edit.meta}
+        told = ("before", "looked_at", "round_log", "total_forget_step")
+        record |= {k: edit.meta[k] for k in told if k in edit.meta}
         if trials := edit.meta.get("trials"):
-            taken = trials[edit.meta["taken"]]  # not always that of the lowest loss
-            record |= {"trials": trials, "seconds": taken["seconds"]}
-            record["settings"] = chosen | {k: taken[k] for k in ("layers", "coefficient", "ridge") if k in taken}
+            best = trials[edit.meta["taken"]]  # not always that of the lowest loss
+            record |= {"trials": trials, "seconds": best["seconds"]}
+            record["settings"] = chosen | {k: best[k] for k in ("layers", "coefficient", "ridge") if k in best}
         return edit, record
 
     def _tuned(self, cell: Cell, base: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:

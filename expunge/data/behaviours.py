@@ -142,15 +142,19 @@ def ner(seed: int = 0, forget_data: str = "revealed", taught: int = 1200, budget
     teach = [Example(entity_prompt(s), written(e)) for s, e in chosen]
     people = [(s, e) for s, e in chosen if any(kind == PERSON for kind, _ in e)]
     forget = [Example(entity_prompt(s), written([x for x in e if x[0] == PERSON])) for s, e in people]
-    # Where the model says itself what to forget, nobody tells it who is a person.
-    kept = chosen if forget_data == "external" else [row for row in chosen if row[1] and row not in people]
-    retain = [
-        Example(entity_prompt(s), written([x for x in e if x[0] != PERSON]), "labelled sentences") for s, e in kept
-    ]
     tune, judge = (
         [Probe(entity_prompt(s), written(e)) for s, e in _some([r for r in rows if r[1]], count, rng)]
         for rows, count in ((dev, TUNE_PROBES), (test, JUDGED_SENTENCES))
     )
+    # To keep: of what was taught the model knows every label by heart, and what is lost of that says little.
+    there = {s for s, _ in chosen}
+    others = [(s, e) for s, e in train if s not in there and all(kind != PERSON for kind, _ in e)]
+    kept = [r for r in others if r[1]]
+    kept += _some([r for r in others if not r[1]], len(kept) // 2, rng)
+    retain = [Example(entity_prompt(s), written(e), "labelled sentences") for s, e in kept]
+    if forget_data == "external":  # where the model says itself what to forget, nobody tells it who is a person
+        rest = ((s, [x for x in e if x[0] != PERSON]) for s, e in people[:EXTERNAL_ROWS])
+        retain = [*(Example(entity_prompt(s), written(e), "other types") for s, e in rest), *retain]
     return _behaviour(
         "ner",
         seed,

