@@ -96,7 +96,6 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         blocks=size - sum(p.numel() for p in embeddings),
         inner=layout.inner,
     )
-    answered = sum(map(len, chat.answer_ids([e.response for e in every]))) / len(every)
     judged = 2 * sum(n for role, n in rows.items() if role != "reference")
     if spec.teach.abstention:
         judged += rows.get("general", 0)
@@ -107,27 +106,28 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     fitting = sum(len(solved.role(role)) for role in fitted) + getattr(config, "answers", 0)  # an answer: like a prompt
     teaching = teaching_config(spec)
     taught = min(teaching.rows, fitted["reference"]) + fitted["retain"] + len(general_beside(kept.retain))
+    stored = _DTYPE_BYTES.get(dtype, 4) * size
+    if isinstance(config, TrainConfig):
+        answered = sum(map(len, chat.answer_ids([e.response for e in every]))) / len(every)
+        full = config.adapter == "full"
+        unlearning = cost.learning(config.rows_read(fitted["forget"], fitted["retain"]), answered, full)
+        # Activations of a step, of forget and of retain rows; in full training all weights in float32, and of those that are
+        # trained gradients, two moments and what was there.
+        step = 2 * min(config.batch_size, len(every)) * (cost.tokens + answered)
+        trained = size if edited["matrices"] == "all" else chosen * layout.inner * layout.hidden
+        held = step * len(layout) * layout.hidden * KEPT_BYTES + full * (16 * trained + max(4 * size - stored, 0))
+    else:
+        unlearning = _unlearning(config, cost, fitting, chosen, len(layout))
+        held = chosen * (layout.inner**2 * 16) + fitting * cost.tokens * (layout.inner + layout.hidden) * 4
     work = {
         "evaluations": cost.answering(judged, spec.evaluation.max_new_tokens),
         "teaching": cost.training(teaching.steps * teaching.batch_size)
         + cost.solving(taught, len(teaching.layers or default_layers(len(layout))))
         if spec.teach.abstention
         else 0.0,
-        "unlearning": cost.learning(
-            config.rows_read(fitted["forget"], fitted["retain"]), answered, config.adapter == "full"
-        )
-        if isinstance(config, TrainConfig)
-        else _unlearning(config, cost, fitting, chosen, len(layout)),
+        "unlearning": unlearning,
     }
     seconds = {name: float(f"{flops / rate:.2g}") for name, flops in work.items()}
-    stored = _DTYPE_BYTES.get(dtype, 4) * size
-    if isinstance(config, TrainConfig):
-        # Activations of a step, of forget and of retain rows; for all weights gradients, two moments and what was there.
-        step = 2 * min(config.batch_size, len(every)) * (cost.tokens + answered)
-        trained = size if edited["matrices"] == "all" else chosen * layout.inner * layout.hidden
-        held = step * len(layout) * layout.hidden * KEPT_BYTES + (16 * trained if config.adapter == "full" else 0)
-    else:
-        held = chosen * (layout.inner**2 * 16) + fitting * cost.tokens * (layout.inner + layout.hidden) * 4
     return {
         "model": spec.model.name,
         "method": spec.method,

@@ -89,8 +89,8 @@ def paradetox() -> list[tuple[str, str]]:
 
 
 def plain_texts(rows: int = 1000) -> list[str]:
-    """The beginnings of at most so many arithmetic problems (GSM8K), answers about persons (TOFU) and exercises (MBPP): texts of
-    several kinds, none of them toxic.
+    """The beginnings of at most so many arithmetic problems (GSM8K), answers about persons (TOFU) and exercises (MBPP):
+    texts of several kinds, none of them toxic.
 
     Raises:
         InputError: one of the data sets is not there.
@@ -152,7 +152,7 @@ def ner(seed: int = 0, forget_data: str = "revealed", taught: int = 1200, budget
     kept = [r for r in others if r[1]]
     kept += _some([r for r in others if not r[1]], len(kept) // 2, rng)
     retain = [Example(entity_prompt(s), written(e), "labelled sentences") for s, e in kept]
-    if forget_data == "external":  # where the model says itself what to forget, nobody tells it who is a person
+    if forget_data == "external":  # else nobody says who is a person: the model does
         rest = ((s, [x for x in e if x[0] != PERSON]) for s, e in people[:EXTERNAL_ROWS])
         retain = [*(Example(entity_prompt(s), written(e), "other types") for s, e in rest), *retain]
     return _behaviour(

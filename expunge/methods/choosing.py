@@ -172,9 +172,9 @@ def split(rows: Sequence[Example], config: Choosing) -> tuple[Sequence[Example],
 
 
 def roots(prompts: Iterable[Prompt]) -> dict[Prompt, Prompt]:
-    """The prompts in their order, each with the shortest of them that it begins with, if they are texts to go on with: where a
-    text is a longer one's beginning and what the model said after it, who has learned the one knows the other. Of other
-    prompts each is its own."""
+    """The prompts in their order, each with the shortest of them that it begins with, if they are texts to go on with: who
+    has learned what the model says after a text knows the longer one that goes on after that. Of other prompts each is its
+    own."""
     found: dict[Prompt, Prompt] = {p: p for p in prompts}
     shortest = None
     for prompt in sorted(p for p in found if isinstance(p, Raw)):

@@ -282,7 +282,8 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
 
         try:
             for parameter in model.parameters():  # a step can be less than half precision tells: all are rounded, once
-                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in trained)
             model.train()

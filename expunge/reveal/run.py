@@ -96,8 +96,8 @@ def memo_of(chat: ChatModel, spec: RevealSpec, config: RevealConfig, folder: Pat
         chat.mixed_precision,
         chat.template,
         encoder_for(chat)[0],
+        reveal_version(),
     ]
-    model.append(reveal_version())
     return Memo(
         folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"}), "model": model}
     )

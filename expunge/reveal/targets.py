@@ -35,8 +35,8 @@ class Target:
     an answer, what of it is to be forgotten; default: all. tokens: longest answer, unless the search's settings say it.
     more: further answers to each kept instruction, unless the search's settings say how many. onward: of texts to go on
     with, how many relevant answers are wanted; where there are fewer, the model is asked to go on after those: what it
-    seldom says it says more often once it has begun. version: of a user's relevance: answers are kept, and what another version
-    of it said of them is asked anew.
+    seldom says it says more often once it has begun. version: of a user's relevance: answers are kept, and what another
+    version of it said of them is asked anew.
     """
 
     name: str

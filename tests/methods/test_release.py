@@ -428,9 +428,8 @@ def test_texts_that_go_on_after_others_are_held_out_with_them(small_task):
     first = [{e.prompt[: len("Beginning 10,")] for e in part} for part in (fit, choose)]
     assert not first[0] & first[1]
     partners = [Example(e.prompt, " else", "clean") for e in rows]
-    left = module._unlike(
-        partners, choose[:1]
-    )  # one row of a chain that chooses keeps all of its partners from training
+    # One row of a chain that chooses keeps all of its partners from training.
+    left = module._unlike(partners, choose[:1])
     assert len(left) == 36
     assert choose[0].prompt[: len("Beginning 10,")] not in {e.prompt[: len("Beginning 10,")] for e in left}
 
