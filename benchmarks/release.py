@@ -1,6 +1,6 @@
-"""What the parts of Reveal-and-Release are worth: rounds against one step of the same total lambda, with and without the
-retain module, modules that begin apart and are held orthogonal, answers taken anew each round, the model's own forget
-data against a data set's. Resumable.
+"""What the parts of Reveal-and-Release are worth: rounds against one step of the same total lambda_f, with and without the
+retain module, both modules of the model as it stands, modules that begin apart and are held orthogonal, answers taken anew
+each round, the model's own forget data against a data set's. Resumable.
 
     python benchmarks/release.py code --seeds 0,1,2          (or toxicity, ner)
 
@@ -29,6 +29,7 @@ METHOD = "reveal-release"
 ROWS = 200
 PARTS = (
     "retain_module=false",
+    "retain_first=false",
     "same_start=false",
     *(f"same_start=false:orthogonality={weight}" for weight in (0.05, 0.5, 5)),
     "reveal_again=false",

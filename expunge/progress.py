@@ -125,7 +125,7 @@ class Reporter:
 def _round(log: dict[str, Any]) -> str:
     if "forget_step" not in log:
         return "no step kept what is to be kept" if log.get("tried") else "nothing of it is shown any more"
-    parts = [f"lambda_f {log['forget_step']:g}", f"lambda_r {log['retain_step'] * log['forget_step']:g}"]
+    parts = [f"lambda_f {log['forget_step']:g}", f"lambda_r {log['retain_step']:g}"]
     parts += [f"{name} {log[name]:.3f}" for name in ("forget", "kept")]
     parts += [f"norms {log['forget_norm']:.2f}, {log['retain_norm']:.2f}"] if "retain_norm" in log else []
     parts += [f"cosine {log['cosine']:.3f}, |A_r A_f^T| {log['interference']:.1f}"] if "cosine" in log else []

@@ -1,10 +1,10 @@
 """Reveal-and-Release's second half: what was revealed is released, a little at a time (Xie et al., Findings of EMNLP 2025,
 arXiv 2509.14624).
 
-In each round a module is trained on the retain set and frozen, another on the forget set; the model becomes
-W - lambda_f dW_f + lambda_r dW_r, the two chosen on rows that judge nothing. Fresh modules each round. Both begin with
-the same A, and the retain module's rows have the forget rows' prompts where the retain set has them: what the two have in
-common cancels. Held orthogonal, as in the paper, they begin apart (`same_start`, `orthogonality`).
+In each round a module is trained on the retain set and frozen, another, with the first in place, on the forget set; the
+model becomes W - lambda_f dW_f + lambda_r dW_r, the two chosen on rows that judge nothing. Fresh modules each round. What
+the forget module takes back of the retain module is subtracted with it (`retain_first`). Both begin with the same A
+(`same_start`), unless they are held orthogonal, as in the paper (`orthogonality`).
 Coefficients, grid and stopping rules are ours: the paper's could not be had.
 """
 
@@ -49,16 +49,22 @@ class ReleaseConfig(TrainConfig, Choosing):
         description="lambda_f to choose from, the largest within the limits",
     )
     retain_steps: tuple[float, ...] = Field(
-        (1.0, 0.5), min_length=1, description="lambda_r to choose from, relative to lambda_f"
+        (1.0, 0.5),
+        min_length=1,
+        description="lambda_r to choose from; at 1 the model is what that module was trained to",
     )
     retain_module: bool = Field(True, description="train a module on the retain set as well")
+    retain_first: bool = Field(
+        True,
+        description="train the forget module with the retain module in place, frozen; false: both of the model as it stands",
+    )
     same_start: bool = Field(True, description="both modules of a round begin with the same A")
     orthogonality: float = Field(0.0, ge=0, description="weight of the penalty between the two modules")
     penalty: Literal["absolute", "squared"] = Field("absolute", description="of the entries of A_r A_f^T")
     reveal_again: bool = Field(
         True,
-        description="from the second round on, train on what the model still says to the forget prompts, where relevance "
-        "is known",
+        description="from the second round on, train on what the model still says to the forget prompts first, where "
+        "relevance is known, and on the forget rows only as far as there is room beside it",
     )
     share: float = Field(
         0.7,
@@ -137,17 +143,16 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     for number in range(config.rounds):
         try:
             with current.applied(chat) if current else nullcontext():
-                again = config.reveal_again and task.relevance and number > 0
-                if again:
+                still: list[Example] = []
+                if config.reveal_again and task.relevance and number > 0:
                     assert current
                     with _less(current, config).applied(chat, check=False):
-                        rows = _again(chat, task, forget, config, number)
-                else:
-                    rows = list(forget)
-                if not rows:
-                    log.append({"rows": 0})  # the model no longer shows any of it
-                    break
-                rows = random.Random(config.seed + number).sample(rows, min(len(rows), config.rows))
+                        still = _again(chat, task, forget, config, number)[: config.rows]
+                    if not still:
+                        log.append({"rows": 0})  # the model no longer shows any of it
+                        break
+                room = min(len(forget), config.rows - len(still))
+                rows = [*still, *random.Random(config.seed + number).sample(list(forget), room)]
                 kept, gone = _modules(chat, rows, retain, config, number, progress)
                 step, chosen = _chosen(chat, kept, gone, config, left[-1], look)
         except Exception as e:  # whatever it is, memory that is full too: what was found is not lost
@@ -156,7 +161,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
             reason = str(e) if isinstance(e, ExpungeError) else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
             warnings.append(f"round {number + 1} failed ({reason}); the edit is that of the rounds before")
             break
-        log.append(chosen | interference(kept, gone) | {"rows": len(rows)})
+        log.append(chosen | interference(kept, gone) | {"rows": len(rows), "again": len(still)})
         if step is None:  # this round is rolled back
             break
         current = current.compose(step) if current else step
@@ -239,7 +244,8 @@ def _modules(
     number: int,
     progress: Progress | None,
 ) -> tuple[Edit | None, Edit]:
-    """(the module trained on the retain set, the one trained on the forget set), both of the model as it stands."""
+    """(the module trained on the retain set, the one trained on the forget set), the second on top of the first where
+    `retain_first` says so, else both of the model as it stands."""
     fresh = config.model_copy(update={"seed": config.seed + 1000 * number})
 
     def trained(rows: Sequence[Example], earlier: Edit | None) -> Edit:
@@ -256,10 +262,11 @@ def _modules(
             penalty=penalty if earlier and config.orthogonality else None,
         )
 
-    kept = None
-    if config.retain_module:
-        kept = trained(_beside(forget, retain, config.retain_rows, fresh.seed), None)
-    return kept, trained(forget, kept)
+    if not config.retain_module:
+        return None, trained(forget, None)
+    kept = trained(_beside(forget, retain, config.retain_rows, fresh.seed), None)
+    with kept.applied(chat, check=False) if config.retain_first else nullcontext():
+        return kept, trained(forget, kept)
 
 
 def _beside(forget: Sequence[Example], retain: Sequence[Example], count: int, seed: int) -> list[Example]:
@@ -297,8 +304,8 @@ def _chosen(
     for forget_step in sorted(config.forget_steps, reverse=True):
         for retain_step in config.retain_steps if kept else (0.0,):
             step = gone.times(-forget_step)
-            if kept and retain_step:
-                step = kept.times(retain_step * forget_step).compose(step)
+            if kept:  # first: it was made on the model as it stands, and the edit is known by that
+                step = kept.times(retain_step).compose(step)
             with step.applied(chat, check=False):  # both modules were just made on it
                 found = look(step)
             tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found)})

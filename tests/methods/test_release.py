@@ -43,8 +43,7 @@ def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
 
 
 def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch):
-    """- lambda_f dW_f + lambda_r dW_r, lambda_r relative to lambda_f, without products of one module's factor with the
-    other's."""
+    """- lambda_f dW_f + lambda_r dW_r, without products of one module's factor with the other's."""
     chat = pico("llama")
     seen = []
     scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.5)))
@@ -56,8 +55,36 @@ def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch):
     ((kept, gone),) = seen
     for name in gone.parts:
         torch.testing.assert_close(
-            edit.dense(name), 0.7 * 0.3 * kept.dense(name) - 0.3 * gone.dense(name), atol=1e-6, rtol=1e-4
+            edit.dense(name), 0.7 * kept.dense(name) - 0.3 * gone.dense(name), atol=1e-6, rtol=1e-4
         )
+
+
+def test_the_forget_module_is_trained_with_the_retain_module_in_place(pico, small_task):
+    """Of the same rows, which the retain module has learned by then, it learns less; the model itself is left as it was."""
+    chat, rows, norms = pico("llama"), list(small_task.retain), {}
+    before = {n: p.clone() for n, p in chat.model.named_parameters()}
+    for first in (True, False):
+        config = ReleaseConfig(retain_first=first, **TRAIN | {"epochs": 20})
+        kept, gone = module._modules(chat, rows, rows, config, 0, None)
+        alone = train(chat, rows_of(chat, [(e.prompt, e.response) for e in rows]), config)
+        for name in gone.parts:
+            assert torch.allclose(kept.dense(name), alone.dense(name), atol=1e-6)
+            if not first:
+                assert torch.allclose(gone.dense(name), alone.dense(name), atol=1e-6)
+        norms[first] = interference(kept, gone)["forget_norm"]
+    assert norms[True] < 0.7 * norms[False]
+    assert all(torch.equal(p, before[n]) for n, p in chat.model.named_parameters())
+
+
+def test_whatever_the_retain_module_adds_the_edit_is_of_the_model_before_the_round(pico, small_task, monkeypatch):
+    chat, task = pico("llama"), small_task.but(forget=small_task.forget * 2)
+    for step in (0.0, 1.0):
+        scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.5)))
+        config = ReleaseConfig(rounds=1, keep=0, perplexity=1e6, forget_steps=(0.1,), retain_steps=(step,), **TRAIN)
+        edit = release(chat, task, config)
+        assert edit.meta["round_log"][0]["retain_step"] == step
+        with edit.applied(chat):  # which is checked
+            pass
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -82,7 +109,7 @@ def test_what_both_modules_learn_cancels_when_they_begin_together(pico, small_ta
     """Modules of the same rows and the same A are the same: their difference is nothing. Of another A it is not."""
     rows, left = list(small_task.retain), {}
     for same in (True, False):
-        config = ReleaseConfig(same_start=same, **TRAIN)
+        config = ReleaseConfig(same_start=same, retain_first=False, **TRAIN)
         kept, gone = module._modules(pico("llama"), rows, rows, config, 0, None)
         apart = sum(float((kept.dense(n) - gone.dense(n)).norm() ** 2) for n in gone.parts) ** 0.5
         left[same] = apart / interference(kept, gone)["forget_norm"]
@@ -557,7 +584,7 @@ def test_a_smaller_rank_within_the_error():
 
 
 def test_later_rounds_learn_what_the_model_still_says(pico, small_task, monkeypatch):
-    """Rows that it no longer says would be pushed further down, to no use."""
+    """And where that is little, what it said before as well."""
     trained: list[list[tuple[int, ...]]] = []
     chat, real, ended = pico("llama"), module.train, True
 
@@ -577,6 +604,12 @@ def test_later_rounds_learn_what_the_model_still_says(pico, small_task, monkeypa
     bad = tuple(chat.answer_ids(["still bad"])[0])
     assert bad not in trained[0]
     assert trained[1] == [bad] * 4
+    trained.clear()
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6, 0.3)))
+    log = release(chat, task, config.model_copy(update={"rows": 40})).meta["round_log"]
+    again = log[1]["again"]
+    assert log[0]["again"] == 0 < again < 40
+    assert sorted(trained[1]) == sorted([bad] * again + trained[0])
     trained.clear()
     scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6, 0.3)))
     release(chat, task, config.model_copy(update={"reveal_again": False}))
