@@ -49,7 +49,7 @@ class ReleaseConfig(TrainConfig, Choosing):
         description="lambda_f to choose from, the largest within the limits",
     )
     retain_steps: tuple[float, ...] = Field(
-        (1.0, 0.5, 0.25),
+        (1.0, 0.5),
         min_length=1,
         description="lambda_r to choose from; at 1 the model is what that module was trained to",
     )
