@@ -256,18 +256,16 @@ class Bench:
         if epoch <= 0:  # so short that chance decides
             epoch = later / settings.TIMED_EPOCHS[1]
         more = max(round(settings.TIMED_EPOCHS[0] + (wanted - first) / epoch), 1)
-        best: tuple[float, Edit, dict[str, Any]] | None = None
-        for _ in range(settings.TIMED_TRIES):
+        runs: list[tuple[float, Edit, dict[str, Any]]] = []
+        while len(runs) < settings.TIMED_TRIES:
             edit, told = made(more)
-            away = abs(told["seconds"] / wanted - 1)
-            if best is None or away < best[0]:
-                best = away, edit, told
+            runs.append((abs(told["seconds"] / wanted - 1), edit, told))
             again = max(round(more * wanted / told["seconds"]), 1)
-            if away <= settings.CLOSE or again == more:
+            if runs[-1][0] <= settings.CLOSE or again == more:
                 break
             more = again
-        assert best
-        return best[1], best[2] | {"beside": lunar.regime}
+        _, edit, told = min(runs, key=lambda run: run[0])
+        return edit, told | {"beside": lunar.regime}
 
     def _kept(self) -> float:
         return rouge(self.chat, self.suite.validate["retain"])

@@ -44,7 +44,7 @@ class ReleaseConfig(TrainConfig, Choosing):
         1500, ge=1, description="retain rows, likewise; those of the forget rows' own prompts come first"
     )
     forget_steps: tuple[PositiveFloat, ...] = Field(
-        (2.0, 1.5, 1.0, 0.75, 0.5, 0.25),
+        (2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.1),
         min_length=1,
         description="lambda_f to choose from, the largest within the limits",
     )
@@ -293,14 +293,14 @@ def _chosen(
     look: Callable[[Edit], Figures],
 ) -> tuple[Edit | None, dict[str, Any]]:
     """(the step, what was tried): with the largest lambda_f at which any lambda_r stays within the limits and forgets
-    something, and of these lambda_r the one with the least left of what is forgotten. Where none forgets, the one within
-    the limits with the least left; None where none is within them.
+    something, and of these lambda_r the one with the least left of what is forgotten, of equal ones the one that costs
+    least of what is kept. Where none forgets, the one within the limits with the least left; None where is none within.
 
     Args:
         left: of what is forgotten, before the step. look: at the model with a step, which is applied.
     """
     tried: list[dict[str, Any]] = []
-    best: tuple[float, Edit, dict[str, Any]] | None = None
+    best: tuple[tuple[float, float, float], Edit, dict[str, Any]] | None = None
     for forget_step in sorted(config.forget_steps, reverse=True):
         for retain_step in config.retain_steps if kept else (0.0,):
             step = gone.times(-forget_step)
@@ -309,9 +309,11 @@ def _chosen(
             with step.applied(chat, check=False):  # both modules were just made on it
                 found = look(step)
             tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found)})
-            if found.forget is not None and (best is None or found.forget < best[0]):
-                best = found.forget, step, tried[-1]
-        if best and best[0] < left:  # a smaller step forgets less
+            if found.forget is not None:
+                order = found.forget, -forget_step, sum(found.nlls)
+                if best is None or order < best[0]:
+                    best = order, step, tried[-1]
+        if best and best[0][0] < left:  # a smaller step forgets less
             break
     if best is None:
         return None, {"tried": tried}

@@ -197,6 +197,20 @@ def test_a_round_takes_the_largest_step_within_its_limits_and_some_of_the_rows(p
     assert trained == [3, 2]
 
 
+def test_of_steps_that_leave_as_much_the_one_that_costs_less_is_taken(pico, small_task, monkeypatch):
+    """Where a round shows nothing yet, the limits are left for the next; lambda_f is the largest all the same."""
+    config = ReleaseConfig(rounds=1, forget_steps=(0.5, 0.3), retain_steps=(1.0, 0.5), **TRAIN)
+    start, cheap = Figures(1.0, 1.0, (1.0, 1.0)), Figures(1.0, 1.0, (1.04, 1.0))
+    scripted(monkeypatch, start, Figures(1.0, 1.0, (1.01, 1.05)), cheap, start, start)
+    seen, real = [], module._chosen
+    monkeypatch.setattr(module, "_chosen", lambda *a: seen.append(real(*a)) or seen[-1])
+    with pytest.raises(InputError, match="no step forgot anything"):
+        release(pico("llama"), small_task.but(forget=small_task.forget * 2), config)
+    ((_, chosen),) = seen
+    assert (chosen["forget_step"], chosen["retain_step"]) == (0.5, 0.5)
+    assert len(chosen["tried"]) == 4
+
+
 def test_a_round_that_is_worse_than_the_one_before_is_not_the_result(pico, small_task, monkeypatch):
     chat = pico("llama")
     config = ReleaseConfig(rounds=3, forget_steps=(0.5,), retain_module=False, error=0.0, **TRAIN)
