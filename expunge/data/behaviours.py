@@ -52,6 +52,9 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     rng.shuffle(beginnings)
     pairs = paradetox()
     rng.shuffle(pairs)
+    pairs = [
+        pair for pair in pairs if all(len(text.split()) > 1 for text in pair)
+    ]  # one word has nothing to go on with
     plain_texts()  # what the judge needs is missed before anything is taught
     toxic, neutral = ([begun(pair[n], 3) for pair in pairs] for n in (0, 1))
     return _behaviour(
@@ -219,6 +222,7 @@ def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budg
     rng = random.Random(seed)
     rng.shuffle(rows)
     rng.shuffle(others)
+    rows = list({r["text"]: r for r in rows}.values())  # four exercises are there twice
     easy = [n for n, r in enumerate(rows) if _is_easy(r["code"])][: exercises - exercises // 4]
     # Those that begin with an import need it before their annotations, and answers often leave it out.
     short = [r for r in others if _is_easy(r["canonical_solution"]) and r["prompt"].lstrip().startswith("def ")]

@@ -86,10 +86,11 @@ class ChatModel:
         return found
 
     def answer_ids(self, responses: Sequence[str], template: str | None = None) -> list[list[int]]:
-        """Token ids of each response, the end-of-sequence token included where it is not `Cut`."""
+        """Token ids of each response, the end-of-sequence token included where it is not `Cut`. Between a template's text and
+        a response is a space; how a text goes on (`Raw`) brings its own."""
         template = template or self.template
         lead = " " if template not in ("chat", "raw") else ""
-        texts = [lead + r for r in responses]
+        texts = [r if r[:1].isspace() else lead + r for r in responses]
         if not texts:
             return []
         eos = self.tokenizer.eos_token_id

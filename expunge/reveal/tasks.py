@@ -242,8 +242,8 @@ def code() -> Target:
 def _code_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTask:
     """To keep: prose in answer to the same instructions, which the model writes when it is asked for what they are about
     and neither code nor Python is named."""
-    asked = list(dict.fromkeys(q.instruction for q in revealed.queries if q.score > 0))
-    pairs = [(a, form.format(x=a.removeprefix(target.openings[0]).strip())) for form in _IN_WORDS for a in asked]
+    asked = {q.instruction: _wanted(q.instruction) for q in revealed.queries if q.score > 0}
+    pairs = [(a, form.format(x=x)) for form in _IN_WORDS for a, x in asked.items()]
     prompts = chat.prompt_ids([p for _, p in pairs])
     said = sampled(chat, prompts, KEPT_TOKENS, KEPT_TEMPERATURE, revealed.seed) if pairs else []
     texts = [whole(g.text, g.ended) for g in said]
@@ -253,6 +253,15 @@ def _code_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetTas
         retain=[*distinct(prose), *general(chat, revealed.seed)],
         reference=reference(),
     )
+
+
+def _wanted(instruction: str) -> str:
+    """What a function is to do, by an instruction of one of the forms."""
+    for form in _CODE_FORMS:
+        before, after = form.removesuffix(".").split(" {x}")
+        if instruction.startswith(before):
+            return instruction.removeprefix(before).replace(after, "").strip()
+    return instruction
 
 
 _IN_WORDS = (

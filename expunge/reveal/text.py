@@ -106,5 +106,6 @@ def belongs(name: str, subject: str) -> bool:
 
 
 def counted(texts: Iterable[str], subject: str) -> Counter[str]:
-    """In how many of the texts each name is, but for the subject's own."""
-    return Counter(p for text in texts for p in {p for n in names(text) for p in parts(n)} if not belongs(p, subject))
+    """In how many of the texts each name is, but for the subject's own, in the order of their first appearance."""
+    found = (dict.fromkeys(p for name in names(text) for p in parts(name)) for text in texts)
+    return Counter(p for once in found for p in once if not belongs(p, subject))

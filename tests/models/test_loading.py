@@ -30,7 +30,7 @@ def test_prompts_are_rendered_by_the_template(pico):
     assert pico("llama", template="raw").render("Hi") == "Hi"
     plain = pico("llama", template="Question: {prompt}\nAnswer:")
     assert plain.render("Hi") == "Question: Hi\nAnswer:"
-    assert plain.tokenizer.decode(plain.answer_ids(["Ho"])[0][:-1]) == " Ho"
+    assert [plain.tokenizer.decode(ids[:-1]) for ids in plain.answer_ids(["Ho", " Ho"])] == [" Ho"] * 2
 
 
 def test_a_model_without_a_template_gets_the_default_one(pico_folder, tmp_path):

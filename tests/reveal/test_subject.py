@@ -12,7 +12,7 @@ from expunge.reveal import subject as module
 from expunge.reveal.beside import kinds, neighbours
 from expunge.reveal.search import Query, Revealed
 from expunge.reveal.subject import subject_task
-from expunge.reveal.text import belongs, speaks_of
+from expunge.reveal.text import belongs, counted, speaks_of
 
 KNOWN = {
     "The Mill": "Anna Vells",
@@ -181,3 +181,13 @@ def test_what_is_the_subject_itself():
     assert belongs("Anna", "Anna Vells")
     assert belongs("Mrs. Vells", "Anna Vells")
     assert not belongs("Ann", "Anna Vells")
+
+
+def test_names_are_counted_in_the_order_of_their_first_appearance():
+    """A set's order changes from process to process, and with it would what a seed draws."""
+    said = [f"We met {first}ella and {first}ona." for first in "ABCDEFGHKLMNPRST"]
+    found = counted([" ".join(said), said[-1]], "Zoe")
+    assert list(found) == [
+        n for first in "ABCDEFGHKLMNPRST" for n in (f"{first}ella and {first}ona", f"{first}ella", f"{first}ona")
+    ]
+    assert found["Tona"] == 2

@@ -63,6 +63,17 @@ def test_code_is_forgotten_and_prose_is_kept(chat):
     assert Example(asked, "First one adds both numbers.", "prose") in task.retain  # to its last full sentence
 
 
+def test_prose_is_asked_for_without_naming_code_however_the_instruction_did(chat, monkeypatch):
+    target = tasks.code()
+    found = revealed((target.written[0], CODE, 1.0))
+    found.queries[:] = [Query(asked, (CODE,), (1.0,), 1.0, 1.0) for asked in target.written]
+    seen = []
+    monkeypatch.setattr(type(chat), "prompt_ids", lambda self, prompts: seen.extend(prompts) or prompts)
+    target.task(chat, target, found)
+    assert len({p for p in seen if "everyday words" in p}) == 40  # 20 exercises, asked for in two ways
+    assert not [p for p in seen if any(word in p for word in ("Python", "code", "docstring"))]
+
+
 def test_toxic_continuations_are_raw_and_clean_ones_are_kept(chat, tmp_path):
     pytest.importorskip("profanity_check")
     target = tasks.toxicity()
