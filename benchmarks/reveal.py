@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--out", default="runs/bench-reveal", type=Path)
     args = parser.parse_args()
     from expunge import load_model
-    from expunge.reveal.run import memo_of, reveal_config, target_of
+    from expunge.reveal.memo import Memo
+    from expunge.reveal.run import about, reveal_config, target_of
     from expunge.reveal.search import search
     from expunge.spec import RevealSpec
 
@@ -45,7 +46,7 @@ def main() -> None:
             spec = RevealSpec(subject=args.subject, task=args.task, search=kind, budget=args.budget)
             config, target = reveal_config(spec, seed), target_of(spec, chat)
             folder = args.out / f"{target.name.replace(' ', '-')}-{kind}-{args.budget}-{seed}"
-            memo = memo_of(chat, spec, config, folder)
+            memo = Memo(folder, about(chat, spec, config))
             begin = time.perf_counter()
             found = search(chat, target, config, memo)
             seconds = time.perf_counter() - begin

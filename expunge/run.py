@@ -20,7 +20,7 @@ from .errors import InputError
 from .files import check_free, new_folder, write_whole
 from .progress import Reporter
 from .provenance import salt, versions
-from .reveal.run import check, staged_task
+from .reveal.run import about, check, reveal_config, staged_task
 from .spec import DataSpec, ModelSpec, RunSpec, public
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
                 "first."
             )
     if spec.reveal.asked:
-        shown = staged_task(chat, spec.reveal, spec.seed, stages.revealed, reporter)
+        folder = stages.searched(about(chat, spec.reveal, reveal_config(spec.reveal, spec.seed)))
+        shown = staged_task(chat, spec.reveal, spec.seed, folder, reporter)
         # What judges is fitted by no row that the model made, not even by chance; what a user gives to keep is not forgotten.
         taken = {e.prompt for rows in (*judge.present().values(), fit.retain) for e in rows}
         forget, retain = ([e for e in rows if e.prompt not in taken] for rows in (shown.forget, shown.retain))
@@ -262,12 +263,6 @@ class _Stages:
         parts = spec.model_dump(mode="json", exclude={"output", "data"}) | {"versions": versions(), "files": files}
         self._parts, self._place, self._fresh = json.dumps(parts, sort_keys=True), cache_dir(), not spec.output.resume
         self._folders: list[Path] = []
-        # What a model says does not hang on what is done with it: another method's run goes on with the same search.
-        asked = [spec.model.model_dump(mode="json"), files, spec.reveal.model_dump(mode="json"), spec.seed, versions()]
-        name = hashlib.sha256(salt() + json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        self.revealed = cache_dir() / "revealed" / name[:32]
-        if self._fresh:
-            shutil.rmtree(self.revealed, ignore_errors=True)
         self.of(fit, judge)
 
     def of(self, fit: ForgetTask, judge: ForgetTask) -> None:
@@ -277,6 +272,16 @@ class _Stages:
         self._folders.append(self._place / "stages" / digest[:32])
         if self._fresh:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def searched(self, about: dict[str, Any]) -> Path:
+        """Where a search keeps what it pays for. What a model says does not hang on what is done with it: another method's
+        run goes on with the same search."""
+        asked = json.dumps([about, versions()], sort_keys=True)
+        folder = self._place / "revealed" / hashlib.sha256(salt() + asked.encode()).hexdigest()[:32]
+        self._folders.insert(0, folder)
+        if self._fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
     @property
     def folder(self) -> Path:
@@ -309,7 +314,7 @@ class _Stages:
         return Edit.load(folder)
 
     def clear(self) -> None:
-        for folder in (*self._folders, self.revealed):
+        for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _json(self, name: str, make: Callable[[], Any]) -> Any:

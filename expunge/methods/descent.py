@@ -238,7 +238,7 @@ def descend(
     every = [*forget, *retain, *(r for rows in rounds for r in rows)]
     rows = {"forget": forget, "instead": [r for part in rounds for r in part], "retain": retain}
     recompute = recomputed(chat, [rows[role] for role in roles], config.batch_size)
-    shared = 0 if recompute else shared_prefix(chat, every)
+    shared = shared_prefix(chat, every, config, recompute)
     reference = Before(chat, shared)
     if before and config.adapter == "full":
         reference.keep(chat, every, before)

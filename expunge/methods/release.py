@@ -95,7 +95,7 @@ class ReleaseConfig(TrainConfig, Choosing):
         return max(self.epochs, math.ceil(self.least_steps / math.ceil(count / self.batch_size)))
 
     def rows_read(self, forget: int, retain: int) -> int:
-        """In all rounds."""
+        """In all rounds, of the forget rows alone; what the model still says (`reveal_again`) comes beside them."""
         counts = [min(forget, self.rows), *([min(retain, self.retain_rows)] if self.retain_module else [])]
         return self.rounds * sum(n * self.passes(n) for n in counts if n)
 
@@ -104,7 +104,8 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     """The edit of the round with the least left of what is forgotten, among those that kept utility; see the module.
 
     Raises:
-        InputError: there is nothing to forget in the held-out rows, or the first round already loses utility.
+        NothingToForget: none of the model's answers to the held-out forget prompts shows any of it.
+        InputError: no step kept what is to be kept within its limits, or none forgot anything.
     """
     if config.adapter == "full":
         raise InputError("reveal-release adds and subtracts LoRA modules; adapter=full is not one")
@@ -173,12 +174,13 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
         left.append(found)
         if found <= config.target * before.forget or (len(gains) > 1 and max(gains[-2:]) < LEAST_GAIN):
             break
-    if best is None and current is None and log and not log[0]["rows"]:
-        raise NothingToForget("nothing to forget: none of the model's answers to the forget prompts shows any of it")
     if best is None:
         raise InputError(
-            "no step forgot anything and kept what is to be kept within its limits (keep, perplexity): take smaller "
-            "forget_steps, or more retain rows"
+            "no step forgot anything within the limits of what is to be kept (keep, perplexity): take more epochs, or "
+            "more rows to forget and to keep"
+            if current
+            else "no step kept what is to be kept within its limits (keep, perplexity): take smaller forget_steps, or more "
+            "retain rows"
         )
     edit = best.reduced(config.error)
     meta = {"conv1d": edit.meta["conv1d"]} if "conv1d" in edit.meta else {}

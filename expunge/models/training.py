@@ -89,7 +89,7 @@ def train(
     if not rows:
         raise InputError("nothing to train on")
     recompute = recomputed(chat, [rows], config.batch_size)
-    shared = 0 if recompute else shared_prefix(chat, rows)
+    shared = shared_prefix(chat, rows, config, recompute)
 
     def loss_of(trained: ChatModel, part: Sequence[TrainRow]) -> Tensor:
         loss = mean_loss(trained, part, shared)
@@ -142,11 +142,14 @@ def optimise(
     from accelerate import Accelerator
 
     rng = random.Random(config.seed)
-    torch.manual_seed(config.seed)
     accelerator = Accelerator(cpu=chat.device.type == "cpu")
     total_steps = steps * config.epochs
     _check(chat, config)
-    with _trainable(chat, config) as (model, harvest), _checkpointing(chat.model) if recompute else nullcontext():
+    with (
+        _seeded(chat, config.seed),
+        _trainable(chat, config) as (model, harvest),
+        _checkpointing(chat.model) if recompute else nullcontext(),
+    ):
         trained = replace(chat, model=model)
         weights = [p for p in model.parameters() if p.requires_grad]
         optimizer = _optimizer(weights, config)
@@ -178,6 +181,14 @@ def optimise(
     if not all(torch.isfinite(t).all() for part in parts.values() for t in vars(part).values()):
         raise Diverged(step, "the weights are not finite")
     return Edit.on(chat.model, parts, {"trained": config.model_dump()})
+
+
+@contextmanager
+def _seeded(chat: ChatModel, seed: int) -> Iterator[None]:
+    """peft's first weights and dropout's masks come from torch's own generators, which are the caller's after that."""
+    with torch.random.fork_rng(devices=[chat.device] if chat.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _check(chat: ChatModel, config: TrainConfig) -> None:
@@ -212,8 +223,11 @@ def _batches(rows: Sequence[TrainRow], size: int, rng: random.Random) -> Iterato
     return ([rows[i] for i in batch] for batch in batches)
 
 
-def shared_prefix(chat: ChatModel, rows: Sequence[TrainRow]) -> int:
-    """How many leading tokens all prompts share, where running them once a step is possible; else 0."""
+def shared_prefix(chat: ChatModel, rows: Sequence[TrainRow], config: TrainConfig, recompute: bool) -> int:
+    """How many leading tokens all prompts share, where running them once a step is possible; else 0. With dropout each row
+    runs its own: one mask for all would be another result, and free memory decides whether it is `recomputed`."""
+    if recompute or config.dropout:
+        return 0
     shared = common_prefix([r.prompt for r in rows])
     return shared if shared and can_share(chat, shared) else 0
 

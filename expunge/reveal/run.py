@@ -21,7 +21,6 @@ from ..spec import RevealSpec, RunSpec
 
 if TYPE_CHECKING:
     from ..models.loading import ChatModel
-    from .memo import Memo
     from .search import RevealConfig, Revealed
     from .targets import Target
 
@@ -82,12 +81,11 @@ def reveal_version() -> str:
     return code_version("reveal", "models", "evaluation", "data")
 
 
-def memo_of(chat: ChatModel, spec: RevealSpec, config: RevealConfig, folder: Path) -> Memo:
-    """What a search has paid for, in a folder; what another model, precision, spec or version paid for is not
-    taken up."""
+def about(chat: ChatModel, spec: RevealSpec, config: RevealConfig) -> dict[str, Any]:
+    """All that a search's result hangs on: what another model, precision, encoder, spec or version paid for is not taken
+    up."""
     from ..evaluation.embedding import encoder_for
     from ..models.loading import files_of
-    from .memo import Memo
 
     model = [
         chat.source,
@@ -98,9 +96,7 @@ def memo_of(chat: ChatModel, spec: RevealSpec, config: RevealConfig, folder: Pat
         encoder_for(chat)[0],
         reveal_version(),
     ]
-    return Memo(
-        folder, {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"}), "model": model}
-    )
+    return {**config.model_dump(), **spec.model_dump(include={"subject", "task", "oracle"}), "model": model}
 
 
 def revealed_task(
@@ -114,10 +110,11 @@ def revealed_task(
     Raises:
         NothingToForget: no answer was relevant, or the model connects nothing with the subject.
     """
+    from .memo import Memo
     from .search import search
 
     config, target = reveal_config(spec, seed), target_of(spec, chat)
-    memo = memo_of(chat, spec, config, folder)
+    memo = Memo(folder, about(chat, spec, config))
     done = calls = 0
     with reporter.stage("reveal", config.budget) as advance:
 

@@ -225,7 +225,7 @@ def test_a_round_that_is_worse_than_the_one_before_is_not_the_result(pico, small
         torch.testing.assert_close(long.dense(name), short.dense(name))
     for none in ((0.5, 0.7, 0.6), (0.5, 0.5, 0.5)):
         scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in none))
-        with pytest.raises(InputError, match="no step forgot anything"):
+        with pytest.raises(InputError, match="more epochs, or more rows"):  # smaller steps would forget less still
             release(chat, task, config.model_copy(update={"rounds": 2}))
 
 

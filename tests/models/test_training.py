@@ -48,8 +48,9 @@ def test_activations_that_do_not_fit_are_computed_once_more_to_the_same_result(
     pico, small_task, adapter, little_memory
 ):
     chat = pico()
-    rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.retain])
+    rows = rows_of(chat, [(f"As said in the note of yesterday: {e.prompt}", e.response) for e in small_task.retain])
     config = TrainConfig(adapter=adapter, epochs=3, batch_size=2, dropout=0.1)
+    state = torch.get_rng_state()
     usual, once = calls_of_a_projection(chat, lambda: train(chat, rows, config))
     assert not recomputed(chat, [rows], 2)
     little_memory()
@@ -58,6 +59,7 @@ def test_activations_that_do_not_fit_are_computed_once_more_to_the_same_result(
     assert twice > once
     assert not chat.layout.block(chat.model, 0).gradient_checkpointing
     alike(usual, again)
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's draws are its own
 
 
 @pytest.mark.parametrize("method", ["npo", "undial", "idk"])

@@ -10,7 +10,7 @@ import pytest
 
 from expunge import methods
 from expunge.data.examples import Cut, Example, ForgetTask, read_examples
-from expunge.evaluation import scores
+from expunge.evaluation import embedding, scores
 from expunge.methods import choosing
 from expunge.models.loading import cache_dir
 from expunge.reveal import search, subject
@@ -215,6 +215,25 @@ def test_a_run_with_a_mended_oracle_takes_up_nothing_of_the_rows_before(run, tin
     assert len(looked) == 4
     assert {e.response for e in looked[2].forget} != {e.response for e in looked[0].forget}
     assert all("a" in e.response for e in looked[2].forget)
+
+
+def test_a_search_of_another_encoder_is_begun_anew(run, tiny_folder, tmp_path, monkeypatch):
+    kept = rows_file(tmp_path / "kept.jsonl", RETAIN)
+    words = ["unlearn", tiny_folder, *ORACLE, *SMALL, *with_sets("reveal."), "--retain", kept, "--method", "ga"]
+    words += ["--set", "epochs=1", "--max-new-tokens", "8", "--out", tmp_path / "out"]
+    real, told = Memo.once, []
+
+    def killed(self, name, make):
+        told.append(name)
+        if len(told) == 8:
+            raise KeyboardInterrupt
+        return real(self, name, make)
+
+    monkeypatch.setattr(Memo, "once", killed)
+    assert run(*words).code == 1
+    monkeypatch.setattr(embedding, "encoder_for", lambda chat: ("another", embedding._own(chat)))
+    done = run(*words, "--resume")
+    assert done.code == 0, done.err
 
 
 def test_a_model_that_cannot_abstain_stops_before_it_reveals_anything(run, pico_folder, tmp_path):
