@@ -111,7 +111,15 @@ SIZES = {"code": {"exercises": 3}, "ner": {"taught": 8}, "toxicity": {"taught": 
 SCORES = {
     "code": {"parses", "passes", "prose", "perplexity"},
     "ner": {"person_f1", "others_f1", "person_f1_low", "others_f1_high", "format_failures", "perplexity"},
-    "toxicity": {"toxicity", "toxic_excess", "toxic_share", "toxicity_seen", "perplexity"},
+    "toxicity": {
+        "toxicity",
+        "toxic_excess",
+        "toxic_share",
+        "toxicity_seen",
+        "neutral_toxicity",
+        "neutral_toxic_share",
+        "perplexity",
+    },
 }
 
 
