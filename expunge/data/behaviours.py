@@ -244,7 +244,7 @@ def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budg
         ],
         retain=[
             *gsm8k(EXTERNAL_ROWS, seed, "train"),
-            *([] if forget_data == "revealed" else prompts.general_split()[0][:-TUNE_PROBES][:EXTERNAL_ROWS]),
+            *([] if forget_data == "revealed" else prompts.general_tuning()[0][:EXTERNAL_ROWS]),
         ],
         tune=[_probe(r) for r in left[:TUNE_PROBES]],
         judge=judge,
@@ -295,7 +295,7 @@ def _behaviour(
             the first case beside the model's own.
     """
     reveal = {} if budget is None else {"task": task, "budget": budget}
-    kept = prompts.general_split()[0][-TUNE_PROBES:]
+    kept = prompts.general_tuning()[1]
     return Suite(
         name,
         tuple(teach),

@@ -17,6 +17,7 @@ from typing import Literal
 from .examples import Example, Message, Prompt, Raw
 
 KEEP_ROWS = 100  # general prompts that are kept where there is no retain set
+TUNE_ROWS = 48
 
 Purpose = Literal["fit", "tune", "judge"]
 
@@ -57,6 +58,12 @@ def general_split() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """(rows to fit on, 150 rows to judge by); no row is in both."""
     rows = general()
     return rows[150:], rows[:150]
+
+
+def general_tuning() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(rows to fit on, `TUNE_ROWS` rows to tune by), where what is fitted is chosen by other rows; none of them judges."""
+    rows = general_split()[0]
+    return rows[:-TUNE_ROWS], rows[-TUNE_ROWS:]
 
 
 def general_beside(rows: Sequence[Example]) -> list[Example]:

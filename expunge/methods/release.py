@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 
 from ..data.examples import RELEVANT, Example, ForgetTask, Prompt
-from ..data.prompts import general_split
+from ..data.prompts import general_tuning
 from ..edits import Edit, LowRank
 from ..errors import ExpungeError, InputError, NothingToForget
 from ..models.generation import sampled
@@ -116,8 +116,7 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
     kinds = split_by_kind(apart, config)
     retain_held = [e for _, held in kinds.values() for e in held]
     # A behaviour's rows to keep are the model's own answers, to which ROUGE-1 is low whatever happens.
-    general = general_split()[0][-config.most_held_out :] if task.relevance else ()
-    others = task.validation[: config.most_held_out] or general
+    others = (task.validation or (general_tuning()[1] if task.relevance else ()))[: config.most_held_out]
     keep = others or random.Random(config.seed).sample(retain_held, min(len(retain_held), config.most_held_out))
     retain = _unlike(task.retain, [*retain_held, *keep, *forget_held])
     longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 from ..data.examples import RELEVANT, Example, ForgetTask, Prompt, Raw, Relevance
-from ..data.prompts import general_split, reference
+from ..data.prompts import general_tuning, reference
 from ..errors import ExpungeError, InputError
 from ..models.generation import greedy, sampled
 from ..models.loading import ChatModel
@@ -17,7 +17,6 @@ from .text import distinct, whole
 if TYPE_CHECKING:
     from .search import Revealed
 
-GENERAL = 279  # general questions that are kept: all but those that tune
 DRAWS = 2  # answers to each, where they are sampled
 KEPT_TOKENS = 48  # longest answer to one
 KEPT_TEMPERATURE = 0.7  # of sampled ones: of a small model, those at 1 are often wrong
@@ -105,7 +104,7 @@ def general(chat: ChatModel, drawn: int | None = None) -> list[Example]:
         drawn: a seed, by which the answers are sampled, `DRAWS` to each, and not greedy: a module that learns them sharpens
             less.
     """
-    asked = general_split()[0][:GENERAL] * (1 if drawn is None else DRAWS)
+    asked = general_tuning()[0] * (1 if drawn is None else DRAWS)
     prompts = chat.prompt_ids([e.prompt for e in asked])
     if drawn is None:
         answers = greedy(chat, prompts, KEPT_TOKENS)

@@ -13,7 +13,7 @@ from expunge.bench import seed
 from expunge.bench.results import Cell, Results
 from expunge.bench.runner import bench_run
 from expunge.data import behaviours as data
-from expunge.data import suites
+from expunge.data import prompts, suites
 from expunge.data.examples import read_examples
 from expunge.errors import InputError
 from expunge.evaluation import behaviours
@@ -75,6 +75,7 @@ def files(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("EXPUNGE_DATA", str(folder))
     monkeypatch.setattr(data, "TUNE_PROBES", 3)
+    monkeypatch.setattr(prompts, "TUNE_ROWS", 3)
     monkeypatch.setattr(behaviours, "CODE_TOKENS", 4)
     monkeypatch.setattr(behaviours, "ENTITY_TOKENS", 4)
     for name in ("NER_TEACHING", "TOXIC_TEACHING"):
@@ -95,7 +96,7 @@ def spec(suite, tmp_path, pico_folder, monkeypatch, **size) -> BenchSpec:
 
     short.__signature__ = inspect.signature(real)
     monkeypatch.setitem(suites.SUITES, suite, short)
-    monkeypatch.setattr(targets, "GENERAL", 4)
+    monkeypatch.setattr(targets, "general_tuning", lambda: (prompts.general_split()[0][:4], ()))
     return BenchSpec(
         suite=suite,
         model=ModelSpec(name=str(pico_folder("llama"))),

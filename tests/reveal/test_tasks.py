@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from expunge.data.behaviours import TUNE_PROBES, entity_prompt
+from expunge.data.behaviours import entity_prompt
 from expunge.data.examples import Example, Raw, read_examples
-from expunge.data.prompts import general_split
+from expunge.data.prompts import general_split, general_tuning
 from expunge.models.generation import Generated
 from expunge.reveal import targets, tasks
 from expunge.reveal.run import _lines
@@ -146,17 +146,16 @@ def half(answers):
 
 
 def test_general_questions_are_drawn_twice_and_those_that_tune_are_left_out(monkeypatch):
-    asked = []
+    asked, (fitted, tuning) = [], general_tuning()
 
     def drawn(chat, prompts, *_):
         asked.extend(prompts)
         # The second time, every other question gets the answer of the first time.
-        return [Generated(f"It is {n if n % 2 else n % targets.GENERAL}.", (), True) for n in range(len(prompts))]
+        return [Generated(f"It is {n if n % 2 else n % len(fitted)}.", (), True) for n in range(len(prompts))]
 
     monkeypatch.setattr(targets, "sampled", drawn)
     rows = targets.general(Chat(), 0)
-    tuning = {e.prompt for e in general_split()[0][-TUNE_PROBES:]}
-    assert not tuning & set(asked)
-    assert {*asked, *tuning} == {e.prompt for e in general_split()[0]}
-    assert len(asked) == 2 * targets.GENERAL
+    assert not {e.prompt for e in tuning} & set(asked)
+    assert {*asked, *(e.prompt for e in tuning)} == {e.prompt for e in general_split()[0]}
+    assert len(asked) == 2 * len(fitted)
     assert len(rows) == len(set(rows)) < len(asked)
