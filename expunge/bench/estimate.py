@@ -11,6 +11,7 @@ from . import settings
 from .results import Cell
 
 if TYPE_CHECKING:
+    from ..models.loading import ChatModel
     from .seed import Bench
 
 ROWS = 16
@@ -45,8 +46,8 @@ def _seconds(make: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
-    """For these cells of one seed."""
+def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates, chat: ChatModel) -> float:
+    """For these cells of one seed. chat: any seed's model, which each else loads for itself."""
     from ..methods import method
     from ..methods.lunar import LunarConfig
     from ..methods.tuning import WINDOWS, with_rewrites
@@ -72,7 +73,7 @@ def seconds(bench: Bench, cells: Sequence[Cell], rates: Rates) -> float:
     learned = [rows for rows in (suite.teach, suite.retrain()) if rows and not bench.cached(rows).is_dir()]
     total = sum(training(rows, epochs) for rows in learned)
     if suite.reveal and not bench.revealed.is_dir():
-        onward = target_of(RevealSpec(task=suite.reveal["task"]), bench.chat).onward
+        onward = target_of(RevealSpec(task=suite.reveal["task"]), chat).onward
         total += (suite.reveal["budget"] * QUERY_TOKENS + onward * ONWARD_TOKENS) * rates.generate
 
     def lunar(variant: str) -> float:

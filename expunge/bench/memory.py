@@ -27,23 +27,28 @@ def resident(field: str) -> int:
 
 
 @contextmanager
-def peak() -> Iterator[Callable[[], int]]:
-    """A function that gives the highest resident bytes of this process since the block began (with a GPU, its highest
-    allocation). Only Linux starts the mark anew: elsewhere it is the highest of the process so far."""
+def peak(cuda: bool = False) -> Iterator[Callable[[], int]]:
+    """A function that gives the highest resident bytes of this process since the block began. Only Linux starts the mark
+    anew: elsewhere it is the highest of the process so far.
+
+    Args:
+        cuda: the model is on GPUs: the sum of each one's highest allocation.
+    """
     import torch
 
     gc.collect()
     linux = os.access(_CLEAR, os.W_OK)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    devices = range(torch.cuda.device_count()) if cuda else ()
+    for device in devices:
+        torch.cuda.reset_peak_memory_stats(device)
     if linux:
         _trim()
         with open(_CLEAR, "w") as f:
             f.write("5")
 
     def highest() -> int:
-        if torch.cuda.is_available():
-            return int(torch.cuda.max_memory_allocated())
+        if devices:
+            return sum(torch.cuda.max_memory_allocated(device) for device in devices)
         if linux:
             return resident("VmHWM")
         import resource

@@ -69,17 +69,20 @@ def bench_run(spec: BenchSpec, reporter: Reporter) -> Results:
     left = {seed: cells for seed, cells in left.items() if cells}
     if not left:
         return results
+    first = benches[next(iter(left))]
     with _threads(spec.jobs):
-        rates = Rates(benches[next(iter(left))])
-    total = sum(seconds(benches[seed], cells, rates) for seed, cells in left.items()) / spec.jobs
+        rates = Rates(first)
+    total = sum(seconds(benches[seed], cells, rates, first.chat) for seed, cells in left.items()) / spec.jobs
+    del first
     reporter.say(f"{sum(map(len, left.values()))} cells to run, {words(total)} on this machine")
     if spec.jobs > 1:
         benches.clear()  # the model
         _in_processes(spec, left, reporter)
     else:
-        for seed, cells in left.items():
-            for cell in cells:
-                benches[seed].run(cell)
+        for seed in left:
+            for cell in cells_of(spec, seed):
+                if not benches[seed].finished(cell):  # equal time goes by what has just been made
+                    benches[seed].run(cell)
             del benches[seed]  # its model
     return results_of(spec)
 

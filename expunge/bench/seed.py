@@ -123,27 +123,33 @@ class Bench:
         return TrainConfig(seed=self.seed, **self.suite.teaching)
 
     def _learned(self, stage: str, rows: Sequence[Example]) -> Edit:
+        from filelock import FileLock
+
         folder, config = self.cached(rows), self._teaching
-        if not folder.is_dir():
-            with self.reporter.stage(f"{stage} (seed {self.seed})", len(rows) * config.epochs) as advance:
-                pairs = rows_of(self.chat, [(e.prompt, e.response) for e in rows])
-                try:
-                    edit = train(self.chat, pairs, config, lambda n, _: advance(n), lambda _, loss: loss < 0.01)
-                except Diverged as e:
-                    raise ExpungeError(f"cannot {stage}: {e}") from e
-                edit.save(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # another benchmark may be teaching the same
+            if not folder.is_dir():
+                with self.reporter.stage(f"{stage} (seed {self.seed})", len(rows) * config.epochs) as advance:
+                    pairs = rows_of(self.chat, [(e.prompt, e.response) for e in rows])
+                    try:
+                        edit = train(self.chat, pairs, config, lambda n, _: advance(n), lambda _, loss: loss < 0.01)
+                    except Diverged as e:
+                        raise ExpungeError(f"cannot {stage}: {e}") from e
+                    edit.save(folder)
         return Edit.load(folder)
 
     def run(self, cell: Cell) -> None:
         """Runs a cell and keeps what came out; an error is what came out, too."""
         begin = time.perf_counter()
+        made: dict[str, Any] = {"stamp": self.stamp(cell), "code": code_version()}
         try:
+            made["machine"] = _machine(self.chat)
             record = self._record(cell)
         except Diverged as e:
             record = {"diverged": e.step, "message": str(e), "seconds": time.perf_counter() - begin}
         except Exception as e:  # whatever it is, it stands in the table, and the other cells go on
             record = {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]}
-        self.results.add(cell, record | {"stamp": self.stamp(cell), "machine": _machine(), "code": code_version()})
+        self.results.add(cell, record | made)
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         if cell.method == RETRAINED:
@@ -181,7 +187,7 @@ class Bench:
     def _made(self, cell: Cell, chosen: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:
         """The edit, with the seconds of its own fit and of all that it took (LUNAR's search makes several)."""
         fit = self.fit
-        with self.reporter.stage(cell.label), memory.peak() as highest:
+        with self.reporter.stage(cell.label), memory.peak(self.chat.device.type == "cuda") as highest:
             begin = time.perf_counter()
             edit = run_method(self.chat, fit, cell.method, chosen)
             taken = time.perf_counter() - begin
@@ -247,6 +253,12 @@ class Bench:
                 int((known if "diverged" in known else record)["diverged"]), "at the settings of the other regime"
             )
 
+        if record["machine"] != (here := _machine(self.chat)):
+            raise InputError(
+                f"equal-time compares seconds: LUNAR's are of another machine or number of threads ({record['machine']}; "
+                f"here {here}); run it again in another --out"
+            )
+
         def made(epochs: int) -> tuple[Edit, dict[str, Any]]:
             return self._made(cell, known["settings"] | {"epochs": epochs})
 
@@ -296,9 +308,10 @@ class Bench:
         return record | {"max_new_tokens": self.suite.max_new_tokens}
 
 
-def _machine() -> str:
+def _machine(chat: ChatModel) -> str:
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {os.cpu_count()} cores"
+    if chat.device.type == "cuda":
+        return torch.cuda.get_device_name(chat.device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread{'s' if threads > 1 else ''}"

@@ -41,7 +41,7 @@ def epochs(bench, count):
 
 def of(bench, *cell):
     """Seconds of a cell, beside teaching and judging."""
-    total = estimate.seconds(bench, [Cell(0, *cell)], RATES) - estimate.seconds(bench, [], RATES)
+    total = estimate.seconds(bench, [Cell(0, *cell)], RATES, None) - estimate.seconds(bench, [], RATES, None)
     return total - judged(bench, bench.suite.judge)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,25 @@ def test_processes_run_all_cells_also_where_one_is_killed(spec, monkeypatch, tmp
     assert not any(line.startswith("0 npo") for line in lines)
     assert any(text.startswith("warning: a process ended early") for text in told)
     assert told[-1] == "6 of 6 parts finished"
+
+
+def test_two_benchmarks_that_teach_the_same_at_once_both_go_on(spec, monkeypatch):
+    """The second waits for the first, and takes what it taught."""
+    real, taught = seed.train, []
+
+    def slow(chat, *given):
+        taught.append(1)
+        other = threading.Thread(target=lambda: found.append(benches[1].taught))
+        if len(taught) == 1:
+            other.start()
+            others.append(other)
+            time.sleep(0.5)
+        return real(chat, *given)
+
+    found, others = [], []
+    benches = [seed.Bench(spec, 0, results_of(spec), Reporter(quiet=True)) for _ in range(2)]
+    monkeypatch.setattr(seed, "train", slow)
+    assert benches[0].taught.parts
+    others[0].join()
+    assert len(taught) == 1
+    assert found[0].parts.keys() == benches[0].taught.parts.keys()
