@@ -260,15 +260,19 @@ def bench(
         typer.Option(help="folder of results, table and plots; goes on where it was [default: runs/bench-SUITE]"),
     ] = None,
 ) -> None:
-    from .bench.table import check_metrics, report
+    from .bench.table import check_metrics, report, shown
 
-    shown = _commas(metrics)
+    columns = _commas(metrics)
     if suite == "report":
         if not (folder or out):
             raise InputError("bench report needs the folder of results: expunge bench report DIR")
-        print(report(Path(folder or out or ""), shown))
+        place = Path(folder or out or "")
+        text = report(place, columns)
+        _print({"cells": shown(place)}) if json else print(text)
         return
-    from .bench.runner import bench_run
+    if folder:
+        raise InputError(f"bench {suite} takes no second argument ({folder}); the folder of results is --out {folder}")
+    from .bench.runner import bench_run, cells_of
     from .methods import REGISTRY
     from .progress import Reporter
     from .spec import BenchSpec, checked
@@ -290,7 +294,7 @@ def bench(
         "data": data,
         "forget_group": forget_group,
     }
-    check_metrics(shown)
+    check_metrics(columns)
     named = [m for m in REGISTRY if m != "retrain"] if methods == "all" else _commas(methods)
     numbers = _commas(seeds)
     if not numbers or not all(n.lstrip("-").isdigit() for n in numbers):
@@ -314,8 +318,15 @@ def bench(
         raise ExpungeError(
             "interrupted; finished cells are kept, and the same command goes on with the others"
         ) from None
-    text = report(Path(spec.out), shown)
-    _print({"cells": list(results.cells.values())}) if json else print(text)
+    text = report(Path(spec.out), columns)
+    _print({"cells": shown(Path(spec.out), results.key)}) if json else print(text)
+    asked = [cell for number in dict.fromkeys(spec.seeds) for cell in cells_of(spec, number)]
+    failed = [cell.label for cell in asked if "error" in results.cells.get(cell, {"error": "missing"})]
+    if failed:
+        raise ExpungeError(
+            f"{len(failed)} of {len(asked)} cells failed ({', '.join(failed[:3])}{', …' if failed[3:] else ''}); the table "
+            "says why, and the same command tries them again"
+        )
 
 
 def _commas(text: str | None) -> list[str]:

@@ -345,12 +345,31 @@ def test_bench_prints_its_table_and_draws_it_anew(run, tiny_folder, tmp_path, mo
     assert [c["cell"][:2] for c in json.loads(found)["cells"]] == [
         [n, name] for n in (0, 1) for name in ("retrained", "taught", "ga")
     ]
+    assert run("bench", "report", out, "--json").out == found
+    code, _, err = run("bench", "facts", out)
+    assert code == 2
+    assert f"--out {out}" in err
     code, _, err = run("bench", "report", out, "--metrics", "rogue1")
     assert code == 2
     assert "unknown metric 'rogue1'; did you mean rouge1" in err
     code, _, err = run(*words, "--seeds", "one")
     assert code == 2
     assert "--seeds takes whole numbers with commas, got 'one'" in err
+
+
+def test_a_bench_of_which_a_cell_failed_says_so(run, tiny_folder, tmp_path, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr("expunge.data.suites.PISTOL_TEACHING", QUICK_TEACHING)
+    monkeypatch.setattr("expunge.bench.seed.run_method", failing)
+    groups = [{"prompt": e.prompt, "response": e.response, "group": "AB"[n % 2]} for n, e in enumerate(FACTS)]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, groups)))
+    words = ["bench", "facts", "--model", tiny_folder, "--data", tmp_path / "facts.jsonl", "--forget-group", "A"]
+    code, text, err = run(*words, "--methods", "ga", "--regimes", "published", "--out", tmp_path / "bench")
+    assert code == 1
+    assert "RuntimeError: no room" in text
+    assert "1 of 3 cells failed (ga published (seed 0))" in err
 
 
 def test_an_interrupted_bench_says_what_is_kept(run, tiny_folder, tmp_path, monkeypatch):

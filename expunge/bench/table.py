@@ -35,14 +35,9 @@ def report(folder: Path, metrics: Sequence[str] = ("rouge1",)) -> str:
     Raises:
         InputError: there are no results, or an unknown metric.
     """
-    file = folder / "results.jsonl"
-    if not file.is_file():
-        raise InputError(f"{folder} has no results.jsonl: run `expunge bench SUITE --out {folder}` first")
     check_metrics(metrics)
     tables = []
-    for key, (about, cells) in _by_key(file).items():
-        old = outdated(cells)
-        cells = {c: r for c, r in cells.items() if c not in old}
+    for key, (about, cells, old) in _read(folder).items():
         rows = group(cells)
         tables.append(f"## {_title(about)}\n\n{table(rows, cells, metrics)}")
         if old:
@@ -56,6 +51,11 @@ def report(folder: Path, metrics: Sequence[str] = ("rouge1",)) -> str:
     text = "\n\n".join(tables) + "\n"
     write_whole(folder / "table.md", text)
     return text
+
+
+def shown(folder: Path, key: str | None = None) -> list[dict[str, Any]]:
+    """The records that the tables of a folder are made of; of one benchmark only, where its key is given."""
+    return [r for name, (_, cells, _) in _read(folder).items() if key in (None, name) for r in cells.values()]
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -72,7 +72,11 @@ def _title(about: Mapping[str, Any]) -> str:
     return f"{about.get('suite', 'benchmark')}{f' ({size})' if size else ''} on {model}"
 
 
-def _by_key(file: Path) -> dict[str, tuple[dict[str, Any], dict[Cell, dict[str, Any]]]]:
+def _read(folder: Path) -> dict[str, tuple[dict[str, Any], dict[Cell, dict[str, Any]], set[Cell]]]:
+    """By the keys of benchmarks: (what it is, the cells that count, those that are left out)."""
+    file = folder / "results.jsonl"
+    if not file.is_file():
+        raise InputError(f"{folder} has no results.jsonl: run `expunge bench SUITE --out {folder}` first")
     found: dict[str, tuple[dict[str, Any], dict[Cell, dict[str, Any]]]] = {}
     for line in lines(file):
         about, cells = found.setdefault(line["key"], ({}, {}))
@@ -80,7 +84,12 @@ def _by_key(file: Path) -> dict[str, tuple[dict[str, Any], dict[Cell, dict[str, 
         if "cell" in line:
             cells.pop(cell := Cell(*line["cell"]), None)  # the newest last
             cells[cell] = line
-    return {key: (about, cells) for key, (about, cells) in found.items() if cells}
+    old = {key: outdated(cells) for key, (_, cells) in found.items()}
+    return {
+        key: (about, {c: r for c, r in cells.items() if c not in old[key]}, old[key])
+        for key, (about, cells) in found.items()
+        if cells
+    }
 
 
 def group(cells: Mapping[Cell, dict[str, Any]]) -> dict[Row, list[dict[str, Any]]]:

@@ -102,7 +102,7 @@ REGISTRY = {
             "dpo",
             "direct preference optimisation of abstentions over the forget set's answers",
             "Rafailov et al., NeurIPS 2023, arXiv 2305.18290, as in TOFU and NPO",
-            "PreferenceConfig",
+            "PairConfig",
         ),
         _loss(
             "npo", "negative preference optimisation", "Zhang et al., COLM 2024, arXiv 2404.05868", "PreferenceConfig"
@@ -117,7 +117,7 @@ REGISTRY = {
             "altpo",
             "preference optimisation of answers that the model makes up",
             "Mekala et al., COLING 2025, arXiv 2409.13474",
-            "PreferenceConfig",
+            "PairConfig",
         ),
         _loss(
             "undial",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
@@ -189,7 +189,7 @@ def made_up(chat: ChatModel, forget: Sequence[Example], rng: random.Random) -> l
 
 
 def by_gradient(
-    *roles: str, instead: Instead | None = None, before: Asked | None = None
+    *roles: str, instead: Instead | None = None, before: Mapping[str, Asked] | None = None
 ) -> Callable[[Loss], Callable[..., Edit]]:
     """Makes a method of a loss.
 
@@ -197,7 +197,7 @@ def by_gradient(
         roles: rows that the loss looks at: forget, instead, retain.
         instead: gives the forget prompts other answers, or none where an abstention is to stand (meta["fallbacks"] counts
             them); abstentions are drawn anew for each epoch.
-        before: what the loss asks of the model before unlearning.
+        before: of which roles' rows the loss asks what of the model before unlearning.
     """
 
     def decorate(loss: Loss) -> Callable[..., Edit]:
@@ -217,7 +217,7 @@ def descend(
     loss: Loss,
     roles: Sequence[str],
     instead: Instead | None = None,
-    before: Asked | None = None,
+    before: Mapping[str, Asked] | None = None,
     progress: Progress | None = None,
 ) -> Edit:
     """Trains by a loss; see `by_gradient`.
@@ -240,8 +240,9 @@ def descend(
     recompute = recomputed(chat, [rows[role] for role in roles], config.batch_size)
     shared = shared_prefix(chat, every, config, recompute)
     reference = Before(chat, shared)
-    if before and config.adapter == "full":
-        reference.keep(chat, every, before)
+    if config.adapter == "full":
+        for role, what in (before or {}).items():
+            reference.keep(chat, rows[role], what)
     name = getattr(loss, "__name__", "")
     edit = by_steps(
         chat,

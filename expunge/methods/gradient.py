@@ -6,6 +6,7 @@ tokens (prompts masked); "before" is the model before unlearning. Sources: docs/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..models.training import TrainConfig
-from .descent import Batch, abstaining, by_gradient, made_up
+from .descent import Asked, Batch, abstaining, by_gradient, made_up
 
 FULL_RATE = 1e-5
 
@@ -52,6 +53,13 @@ class PreferenceConfig(RegularisedConfig):
     beta: float = Field(0.1, gt=0, description="inverse temperature")
 
 
+class PairConfig(PreferenceConfig):
+    """Settings of the losses that prefer another answer to the forget answer."""
+
+    def rows_read(self, forget: int, retain: int) -> int:
+        return 3 * forget * self.epochs  # the other answers, too
+
+
 class SimNpoConfig(PreferenceConfig):
     beta: float = Field(2.5, gt=0, description="inverse temperature")
     delta: float = Field(0.0, description="margin taken off the mean negative log-likelihood")
@@ -82,7 +90,7 @@ def graddiff(b: Batch, s: RegularisedConfig) -> Tensor:
     return -b.forget.nll + s.retain_weight * b.retain.nll
 
 
-@by_gradient("forget", "retain", before="logits")
+@by_gradient("forget", "retain", before={"retain": "logits"})
 def kl(b: Batch, s: RegularisedConfig) -> Tensor:
     """-L_f + w KL(before || now) on retain answers (TOFU's KL minimisation; UKL in PISTOL and LUNAR)."""
     then, now = (F.log_softmax(x, -1) for x in (b.retain.before_logits, b.retain.logits))
@@ -95,25 +103,28 @@ def idk(b: Batch, s: RegularisedConfig) -> Tensor:
     return b.instead.nll + s.retain_weight * b.retain.nll
 
 
-def _preferred(b: Batch, s: PreferenceConfig) -> Tensor:
+BOTH: Mapping[str, Asked] = {"forget": "log-probabilities", "instead": "log-probabilities"}
+
+
+def _preferred(b: Batch, s: PairConfig) -> Tensor:
     """DPO with the other answer preferred to the forget answer + w L_r."""
     gain = b.instead.summed - b.instead.before_summed - (b.forget.summed - b.forget.before_summed)
     return -2 / s.beta * F.logsigmoid(s.beta * gain).mean() + s.retain_weight * b.retain.nll
 
 
-@by_gradient("forget", "instead", "retain", instead=abstaining, before="log-probabilities")
-def dpo(b: Batch, s: PreferenceConfig) -> Tensor:
+@by_gradient("forget", "instead", "retain", instead=abstaining, before=BOTH)
+def dpo(b: Batch, s: PairConfig) -> Tensor:
     """IdkDPO: -(2/beta) log sigmoid(beta (gain of the abstention - gain of the answer)) + w L_r."""
     return _preferred(b, s)
 
 
-@by_gradient("forget", "instead", "retain", instead=made_up, before="log-probabilities")
-def altpo(b: Batch, s: PreferenceConfig) -> Tensor:
+@by_gradient("forget", "instead", "retain", instead=made_up, before=BOTH)
+def altpo(b: Batch, s: PairConfig) -> Tensor:
     """AltPO: IdkDPO's loss with an answer that the model makes up in place of the abstention (arXiv 2409.13474)."""
     return _preferred(b, s)
 
 
-@by_gradient("forget", "retain", before="log-probabilities")
+@by_gradient("forget", "retain", before={"forget": "log-probabilities"})
 def npo(b: Batch, s: PreferenceConfig) -> Tensor:
     """-(2/beta) log sigmoid(-beta log p(answer)/p_before(answer)) + w L_r, summed log-probabilities (arXiv 2404.05868)."""
     gain = b.forget.summed - b.forget.before_summed
@@ -127,7 +138,7 @@ def simnpo(b: Batch, s: SimNpoConfig) -> Tensor:
     return s.forget_weight * forget + s.retain_weight * b.retain.nll
 
 
-@by_gradient("forget", before="logits")
+@by_gradient("forget", before={"forget": "logits"})
 def undial(b: Batch, s: UndialConfig) -> Tensor:
     """Cross-entropy to softmax(logits before - beta onehot(answer)), answer tokens only, no retain term (arXiv 2402.10052)."""
     target = b.forget.before_logits - s.beta * F.one_hot(b.forget.tokens, b.forget.logits.shape[-1])

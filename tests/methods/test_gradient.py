@@ -132,7 +132,9 @@ def test_before_is_the_model_before(pico, small_task, adapter):
         return -b.forget.nll
 
     config = GradientConfig(adapter=adapter, learning_rate=1e-2, epochs=3)
-    descent.descend(chat, small_task, config, loss, ["forget", "retain"], before="logits")
+    descent.descend(
+        chat, small_task, config, loss, ["forget", "retain"], before={"forget": "logits", "retain": "logits"}
+    )
     for before, _, order, summed in seen:
         places = [rows.index(r) for r in order]
         parts = wanted.split([len(r.answer) for r in rows])
@@ -140,6 +142,19 @@ def test_before_is_the_model_before(pico, small_task, adapter):
         scored = score_answers(chat, [list(r.prompt) for r in order], [list(r.answer) for r in order])
         torch.testing.assert_close(summed, torch.tensor([sum(s.log_probs) for s in scored]), rtol=1e-4, atol=1e-3)
     assert not torch.allclose(seen[-1][1], seen[-1][0], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "of"), [("kl", {"retain"}), ("undial", {"forget"}), ("npo", {"forget"}), ("dpo", {"forget", "instead"})]
+)
+def test_of_the_model_before_only_what_the_loss_reads_is_kept(pico, small_task, monkeypatch, name, of):
+    kept, real = [], descent.Before.keep
+    monkeypatch.setattr(descent.Before, "keep", lambda self, c, rows, w: kept.append(rows) or real(self, c, rows, w))
+    unlearn(pico(), small_task, name, adapter="full", epochs=1)
+    prompts = {tuple(ids) for rows in kept for ids in (r.prompt for r in rows)}
+    asked = small_task.retain if of == {"retain"} else small_task.forget
+    assert prompts == {tuple(ids) for ids in pico().prompt_ids([e.prompt for e in asked])}
+    assert len(kept) == len(of)
 
 
 @pytest.mark.parametrize("name", [n for n in REGISTRY if n not in ("lunar", "retrain")])
