@@ -16,6 +16,7 @@ from ..evaluation.headlines import HEADLINES, add_muse, lume_scores
 from ..evaluation.likelihood import loss, perplexity, perplexity_of, token_loss
 from ..evaluation.refusal import add_refusal_and_coherence
 from ..evaluation.scores import BENCHED, Evaluation, evaluate
+from ..evaluation.text import coherence
 from ..models.generation import greedy, score_answers
 from ..models.loading import ChatModel
 from ..models.training import rows_of
@@ -71,7 +72,10 @@ def judge(
         _add_membership(found, "reference", lambda role: privacy.reference(found, gold, role))
     # Without an edit, the model before it is the one that answered: no token that it takes itself is impossible to it.
     before = None if edit is None else _perplexities(chat, suite.judge[spoken], answers)
-    add_refusal_and_coherence(found, chat, answers, before)
+    if spoken == "forget":
+        add_refusal_and_coherence(found, chat, answers, before)
+    else:  # to refuse these would be no merit
+        found.add("coherence", coherence(answers, before))
     if "muse_verbatim" in suite.headline:
         add_muse(found)
     for role, numbers in found.roles().items():

@@ -11,7 +11,7 @@ import bisect
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .lunar import LunarConfig, Target
+
+T = TypeVar("T")
 
 SCORE_ROWS = 8
 WINDOWS = 3  # of layers, at most, that are tried
@@ -182,9 +184,9 @@ def tune(
     if task.relevance and config.direction != "own":
         first = best | {name: value for name, value in SHOWN.items() if getattr(config, name) == "auto"}
         strengths = STRENGTHS if config.coefficient == "auto" else (1.0,)
-        edit = _enough(chat, task, lambda: whole(first), strengths)
-        if edit and broken(edit) <= FEW_BROKEN:
-            return edit
+        enough = _enough(chat, task, lambda: whole(first), strengths)
+        if enough and broken(enough) <= FEW_BROKEN:
+            return enough
     most = (spoken(chat, asked, task.relevance)[0] or 1.0) if task.relevance else 1.0
 
     def left(edit: Edit) -> float:
@@ -197,17 +199,17 @@ def tune(
     keep = held[:TUNE_ROWS]
     before = rouge(chat, keep)
     trials: list[dict[str, Any]] = []
-    prepared: dict[tuple[int, ...], Target] = {}
-    ids = tokenised(chat, fit, config)
+    prepared: dict[tuple[int, ...], tuple[Target, float]] = {}
+    ids, once = _timed(lambda: tokenised(chat, fit, config))
 
     def trial(found: dict[str, Any]) -> tuple[float, Edit]:
-        begin = time.perf_counter()
         layers = found["layers"]
         if layers not in prepared:
             prepared.clear()  # one at a time: a target holds the activations of every row
-            prepared[layers] = prepare(chat, fit, layers, config, ids)
-        edit = solve(chat, prepared[layers], config.model_copy(update=found))
-        seconds = time.perf_counter() - begin
+            prepared[layers] = _timed(lambda: prepare(chat, fit, layers, config, ids))
+        target, preparing = prepared[layers]
+        edit, solving = _timed(lambda: solve(chat, target, config.model_copy(update=found)))
+        seconds = once + preparing + solving  # a fit by itself has to do all of it
         shown = left(edit)
         with edit.applied(chat):
             kept = rouge(chat, keep)
@@ -256,10 +258,17 @@ def tune(
             further(1 / STEP)
         elif len(values) > 1 and best[name] == max(values):
             further(STEP)
-    edit = refined(chat, edit, fit, steps, progress) if steps else edit
+    edit, refining = _timed(lambda: refined(chat, edit, fit, steps, progress) if steps else edit)
     taken = next(n for n, t in enumerate(trials) if all(t[name] == value for name, value in best.items()))
+    trials[taken]["seconds"] += refining
     edit.meta |= {"retain_rouge1_before": before, "trials": trials, "taken": taken}
     return edit
+
+
+def _timed(make: Callable[[], T]) -> tuple[T, float]:
+    """(what is made, the seconds that it took)."""
+    begin = time.perf_counter()
+    return make(), time.perf_counter() - begin
 
 
 def _asked(task: ForgetTask, most: int) -> list[Example]:

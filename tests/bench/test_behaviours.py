@@ -138,6 +138,7 @@ def test_with_a_data_set_s_rows(suite, files, tmp_path, pico_folder, monkeypatch
     for cell in (Cell(0, "taught"), Cell(0, "graddiff", "published"), Cell(0, "graddiff", "tuned")):
         assert cells[cell].get("headline", cells[cell]).keys() >= SCORES[suite], cells[cell]
         assert 0 <= cells[cell]["metrics"]["coherence"] <= 1
+        assert "refusal_quality" not in cells[cell]["metrics"]  # of general answers it would be no merit
 
 
 def test_of_a_data_set_s_rows_too_it_is_known_what_answers_show(files, tmp_path, pico_folder, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from expunge import unlearn
 from expunge.data import prompts
 from expunge.errors import NothingToForget
-from expunge.methods import lunar, tuning
+from expunge.methods import lunar, refine, tuning
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,34 @@ def test_the_best_trials_edit_is_the_result(pico, small_task, monkeypatch):
     edit = unlearn(pico("llama"), task, layers=[1], ridge=0.1)
     assert edit is made[1]
     assert edit.meta["coefficient"] == [2.0]
+
+
+def test_the_seconds_of_a_trial_are_those_of_a_fit_by_itself(pico, small_task, monkeypatch):
+    """By a clock on which reading prompts takes 5 s, preparing layers 10, solving 1 and refining 3."""
+    now = 0.0
+
+    def lasting(module, name, seconds):
+        real = getattr(module, name)
+
+        def call(*given):
+            nonlocal now
+            now += seconds
+            return real(*given)
+
+        monkeypatch.setattr(module, name, call)
+
+    for name, seconds in (("tokenised", 5), ("prepare", 10), ("solve", 1)):
+        lasting(lunar, name, seconds)
+    lasting(refine, "refined", 3)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(tuning, "COEFFICIENTS", (1.0, 2.0))
+    task = small_task.but(retain=prompts.general_split()[0][5:15])
+    meta = unlearn(pico("llama"), task, layers=[1], ridge=0.1, refine=1, trials=3).meta
+    assert [t["seconds"] for n, t in enumerate(meta["trials"]) if n != meta["taken"]] == [16.0] * (
+        len(meta["trials"]) - 1
+    )
+    assert meta["trials"][meta["taken"]]["seconds"] == 19.0
+    assert len(meta["trials"]) > 1
 
 
 @pytest.mark.parametrize(
