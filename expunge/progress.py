@@ -69,8 +69,13 @@ class Reporter:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)
 
-    def table(self, columns: dict[str, Evaluation]) -> None:
-        """One row a role and metric, one column an evaluation (before, taught, after); the last with 95% intervals."""
+    def table(self, columns: dict[str, Evaluation], output: bool = False) -> None:
+        """One row a role and metric, one column an evaluation (before, taught, after); the last with 95% intervals.
+
+        Args:
+            output: it is what was asked for: on standard output, with --quiet too.
+        """
+        from rich.console import Console
         from rich.table import Table
 
         table = Table(title=None)
@@ -99,7 +104,7 @@ class Reporter:
                 scores = [f"{e[name]:.{digits}f}" if name in e else "" for e in columns.values()]
                 scores[-1] += between(name, name)
                 table.add_row("", "", name.replace("_", " "), *scores)
-        self.console.print(table)
+        (Console() if output else self.console).print(table)
         if encoder := last.get("refusal_encoder"):
             self.say(f"refusal quality by {encoder}")
 

@@ -61,8 +61,8 @@ class DataSpec(_Part):
     )
     retain: str | None = Field(
         None,
-        description="rows to keep; default: built-in prompts with the model's own answers. With --subject or --task what the "
-        "model makes up to keep is joined to them",
+        description="rows to keep; where something is unlearned, by default built-in prompts with the model's own answers. With "
+        "--subject or --task what the model makes up to keep is joined to them",
         json_schema_extra=PRIVATE,
     )
     retain_judge: str | None = Field(
@@ -72,7 +72,9 @@ class DataSpec(_Part):
         None, description="prompts that the model cannot answer; default: built-in", json_schema_extra=PRIVATE
     )
     general: str | None = Field(
-        None, description="general questions: only judged; default: built-in", json_schema_extra=PRIVATE
+        None,
+        description="general questions: only judged; where something is unlearned, by default built-in",
+        json_schema_extra=PRIVATE,
     )
     holdout: str | None = Field(None, description="rows that the model never saw", json_schema_extra=PRIVATE)
     data: str | None = Field(

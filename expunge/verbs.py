@@ -183,7 +183,7 @@ def reveal(
 
 
 @app.command(help=VERBS["evaluate"])
-@flags(_MODEL, _DATA, _EVAL, ("abilities", AbilitySpec), plain=("json", "quiet"))
+@flags(_MODEL, _DATA, _EVAL, ("abilities", AbilitySpec), plain=("json", "quiet"), skip=("retain_judge", "reference"))
 def evaluate(
     model: Model,
     given: dict[str, Any],
@@ -204,7 +204,7 @@ def evaluate(
     if json:
         _print({**result, "intervals": result.intervals()})
     else:
-        reporter.table({"value": result})
+        reporter.table({"value": result}, output=True)
 
 
 def _dump(value: Any) -> str:
@@ -223,7 +223,8 @@ def bench(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="methods, with commas, or all; NAME:setting=value fixes settings of one, such as npo:optimizer=sophia"
+            help="methods, with commas, or all [default: lunar,ga,graddiff,kl,dpo,npo]; NAME:setting=value fixes settings of "
+            "one, such as npo:optimizer=sophia"
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="seeds, with commas")] = "0",

@@ -224,9 +224,11 @@ def test_evaluate_abilities_alone(run, tiny_folder, tmp_path, monkeypatch):
     assert set(found) == {"gsm8k", "perplexity", "intervals"}
     assert found["perplexity"] > 1
     assert found["intervals"] == {"gsm8k": {"gsm8k": [found["gsm8k"]] * 2}}  # one problem
-    code, _, err = run("evaluate", tiny_folder, "--text", tmp_path / "text.txt")
-    assert code == 0
-    assert f"{found['perplexity']:.3f}" in err
+    code, text, err = run("evaluate", tiny_folder, "--text", tmp_path / "text.txt", "--quiet")
+    assert (code, err) == (0, "")
+    assert f"{found['perplexity']:.3f}" in text
+    for flag in ("--retain-judge", "--reference"):  # of unlearn
+        assert run("evaluate", tiny_folder, flag, tmp_path / "text.txt").code == 2
     code, _, err = run("evaluate", tiny_folder, "--text", tmp_path / "none.txt")
     assert code == 2
     assert "no such file" in err

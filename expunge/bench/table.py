@@ -150,7 +150,7 @@ def table(rows: Mapping[Row, list[dict[str, Any]]], cells: Mapping[Cell, Any], m
         "",
         f"Seeds {', '.join(map(str, seeds))}; {' and '.join(sorted({r['machine'] for r in whole}))}. Rows of each role: "
         + ", ".join(
-            f"{role} {whole[0]['metrics'][role]['rows']}" for role in roles if whole and role in whole[0]["metrics"]
+            f"{role} {_range([r['metrics'][role]['rows'] for r in whole if role in r['metrics']])}" for role in roles
         )
         + "."
         + "".join(
@@ -233,7 +233,10 @@ def _ratio(rows: Mapping[Row, list[dict[str, Any]]], regime: str, ours: tuple[st
     if regime == "equal-time":  # LUNAR itself has none: the regime whose time was given, of LUNAR without a variant
         if ours[1]:
             return ""
-        beside = next((r["beside"] for row in rows if row[1] == regime for r in rows[row] if "beside" in r), "")
+        times = {r["beside"] for row in rows if row[1] == regime for r in rows[row] if "beside" in r}
+        if len(times) > 1:
+            return f"on {DEVIATIONS[score]} not compared, as LUNAR's time is of {' and '.join(sorted(times))} settings"
+        beside = next(iter(times), "")
     reference = _by_seed(rows.get((ours[0], beside, ours[1]), ()), score)
     scored = {row: _by_seed(records, score) for row, records in rows.items() if row[1] == regime and row[0] != "lunar"}
     others = {row: found for row, found in scored.items() if reference and reference.keys() <= found.keys()}

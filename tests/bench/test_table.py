@@ -30,6 +30,24 @@ def test_numbers_of_the_edit_are_those_of_all_seeds():
     assert shown(record())[0]["weights changed"] == ""
 
 
+def test_seeds_of_other_numbers_of_rows():
+    fewer = record(metrics={"forget": {"rouge1": 0.5, "rows": 2}})
+    assert "Rows of each role: forget 2 to 3." in shown(record(), fewer)[1]
+    assert "Rows of each role: forget 3." in shown(record())[1]
+
+
+def test_a_time_of_two_regimes_is_not_compared():
+    rows = {
+        ("lunar", "tuned", ""): [record(cell=[0], headline={"deviation_score": 3.0})],
+        ("ga", "equal-time", ""): [record(cell=[0], headline={"deviation_score": 9.0}, beside="tuned")],
+        ("npo", "equal-time", ""): [record(cell=[0], headline={"deviation_score": 6.0}, beside="published")],
+    }
+    (line,) = table.compared(rows)
+    assert "not compared, as LUNAR's time is of published and tuned settings" in line
+    rows["npo", "equal-time", ""][0]["beside"] = "tuned"
+    assert "the fitted rows 2.0 (npo 6.0, LUNAR 3.0" in table.compared(rows)[0]
+
+
 def test_the_legend_says_what_lunar_published_is():
     legend = shown(record())[1]
     for part in (
