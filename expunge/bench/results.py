@@ -56,7 +56,7 @@ class Results:
             if line.get("key") == self.key:
                 self._told |= "about" in line
                 if "cell" in line:
-                    self.cells[Cell(*line["cell"])] = line
+                    self._take(line)
 
     def finished(self, cell: Cell, stamp: str) -> bool:
         """Whether the cell is there, made from what the stamp stands for. One that failed is tried again; one that
@@ -70,6 +70,11 @@ class Results:
             append_line(self.file, {"key": self.key, "about": self.about})
             self._told = True
         append_line(self.file, line)
+        self._take(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        cell = Cell(*line["cell"])
+        self.cells.pop(cell, None)  # the newest last
         self.cells[cell] = line
 
     def keep_rows(self, cell: Cell, record: Mapping[str, Any]) -> None:

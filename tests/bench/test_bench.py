@@ -315,6 +315,22 @@ def test_a_cell_made_from_something_else_is_not_taken_up(spec, calls):
     assert "Left out, as rows, model or settings have changed since: ga published (seed 0)." in text
 
 
+def test_what_is_asked_for_again_counts_again(spec, calls):
+    """With fewer trials for one seed in between, which leaves the other out of the table."""
+    spec = spec.model_copy(update={"methods": ("graddiff",), "regimes": ("tuned",), "trials": 2, "seeds": (0, 1)})
+    bench_run(spec, QUIET)
+    bench_run(spec.model_copy(update={"trials": 1, "seeds": (0,)}), QUIET)
+    assert "Left out, as rows, model or settings have changed since: graddiff tuned (seed 1)." in table.report(
+        Path(spec.out)
+    )
+    calls.clear()
+    bench_run(spec.model_copy(update={"seeds": (1,)}), QUIET)
+    assert not calls
+    assert "Left out, as rows, model or settings have changed since: graddiff tuned (seed 0)." in table.report(
+        Path(spec.out)
+    )
+
+
 def test_cells_that_do_not_belong_together():
     def made(number, method, regime, stamp):
         return Cell(number, method, regime), {"stamp": stamp}
