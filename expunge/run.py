@@ -162,7 +162,9 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
         settings.setdefault("direction", edit)
     if spec.reveal.subject and method(spec.method).has("neighbours"):
         settings.setdefault("neighbours", 0)  # beside what the model made up, prompts of no sense cost what is kept
-    found = stages.edit("unlearn", lambda: _unlearn(chat, fit, spec.method, settings, reporter))
+    found = stages.edit(
+        "unlearn", lambda: _unlearn(chat, fit, spec.method, settings, reporter, stages.folder / "rounds")
+    )
     for warning in found.meta.get("warnings", ()):
         reporter.say(f"warning: {warning}")
     rounds = [*found.meta.get("round_log", ())]
@@ -203,11 +205,13 @@ def teaching_config(spec: RunSpec) -> Any:
         raise InputError(f"teach: {plain(e)}") from None
 
 
-def _unlearn(chat: ChatModel, task: ForgetTask, name: str, settings: dict[str, Any], reporter: Reporter) -> Edit:
+def _unlearn(
+    chat: ChatModel, task: ForgetTask, name: str, settings: dict[str, Any], reporter: Reporter, folder: Path
+) -> Edit:
     from .methods import run_method
 
     with reporter.stage("unlearn") as advance:
-        return run_method(chat, task, name, settings, advance)
+        return run_method(chat, task, name, settings, advance, folder)
 
 
 def _write(chat: ChatModel, edit: Edit, spec: RunSpec, report: dict[str, Any], out: Path) -> None:

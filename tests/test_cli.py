@@ -360,7 +360,7 @@ def test_bench_prints_its_table_and_draws_it_anew(run, tiny_folder, tmp_path, mo
 
 
 def test_a_bench_of_which_a_cell_failed_says_so(run, tiny_folder, tmp_path, monkeypatch):
-    def failing(*_):
+    def failing(*_, **__):
         raise RuntimeError("no room")
 
     monkeypatch.setattr("expunge.data.suites.PISTOL_TEACHING", QUICK_TEACHING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -187,10 +188,12 @@ class Bench:
     def _made(self, cell: Cell, chosen: dict[str, Any]) -> tuple[Edit, dict[str, Any]]:
         """The edit, with the seconds of its own fit and of all that it took (LUNAR's search makes several)."""
         fit = self.fit
+        folder = self.results.file.parent / "rounds" / f"{self.stamp(cell)}-{digest([chosen, code_version()])[:16]}"
         with self.reporter.stage(cell.label), memory.peak(self.chat.device.type == "cuda") as highest:
             begin = time.perf_counter()
-            edit = run_method(self.chat, fit, cell.method, chosen)
-            taken = time.perf_counter() - begin
+            edit = run_method(self.chat, fit, cell.method, chosen, folder=folder)
+            taken = time.perf_counter() - begin + edit.meta.get("seconds_before", 0.0)
+        shutil.rmtree(folder, ignore_errors=True)
         record = {"settings": chosen, "seconds": taken, "seconds_in_all": taken, "peak_bytes": highest()}
         told = ("before", "looked_at", "round_log", "total_forget_step")
         record |= {k: edit.meta[k] for k in told if k in edit.meta}

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from ..errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..data.examples import ForgetTask
     from ..edits import Edit
     from ..models.loading import ChatModel
@@ -203,10 +205,22 @@ def unlearn(model: ChatModel, task: ForgetTask, method: str = "lunar", **setting
     return run_method(model, task, method, settings)
 
 
-def run_method(model: ChatModel, task: ForgetTask, name: str, settings: dict[str, Any], progress: Any = None) -> Edit:
-    """`unlearn` with a callback for progress, called with 1 after each of the method's steps."""
+def run_method(
+    model: ChatModel,
+    task: ForgetTask,
+    name: str,
+    settings: dict[str, Any],
+    progress: Any = None,
+    folder: Path | None = None,
+) -> Edit:
+    """`unlearn` with a callback for progress, called with 1 after each of the method's steps.
+
+    Args:
+        folder: where a method of several rounds keeps those that are finished; it is of this very run, and stays.
+    """
     chosen = method(name)
     missing = [role for role in chosen.needs if not task.role(role)]
     if missing:
         raise InputError(f"{name} needs {' and '.join(missing)} rows, and the task has none")
-    return chosen.load(chosen.function)(model, task, chosen.configure(**settings), progress)
+    kept = {"folder": folder} if chosen.has("rounds") else {}
+    return chosen.load(chosen.function)(model, task, chosen.configure(**settings), progress, **kept)

@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -28,9 +29,9 @@ from ..models.generation import sampled
 from ..models.loading import ChatModel
 from ..models.training import TrainConfig, orthogonality, rows_of, train
 from .choosing import LONGEST, Choosing, Figures, HeldOut, Limits, figures, forget_split, roots, said, split_by_kind
+from .rounds import Rounds
 
 AGAIN = 128  # prompts that are answered anew at a time
-LEAST_GAIN = 0.01  # of what there was to forget, below which two rounds in turn end the run
 
 Progress = Callable[[int], None]
 
@@ -100,8 +101,17 @@ class ReleaseConfig(TrainConfig, Choosing):
         return self.rounds * sum(n * self.passes(n) for n in counts if n)
 
 
-def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: Progress | None = None) -> Edit:
+def release(
+    chat: ChatModel,
+    task: ForgetTask,
+    config: ReleaseConfig,
+    progress: Progress | None = None,
+    folder: Path | None = None,
+) -> Edit:
     """The edit of the round with the least left of what is forgotten, among those that kept utility; see the module.
+
+    Args:
+        folder: where finished rounds are kept, of this model, task and config; those that are there are taken up.
 
     Raises:
         NothingToForget: none of the model's answers to the held-out forget prompts shows any of it.
@@ -133,14 +143,15 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
 
     def look(step: Edit) -> Figures:
         """With the step, which is applied; what is left, where relevance is known, at `share` of all steps."""
-        steps = current.compose(step) if current else step
+        steps = done.current.compose(step) if done.current else step
         return figures(chat, task, held, config, limits, _less(steps, config) if task.relevance else None)
 
-    current: Edit | None = None
-    best, taken = None, 0  # the edit of the best round, and how many rounds are in it
-    left, gains, log = [before.forget], [], []
+    done = Rounds([before.forget], folder)
     warnings: list[str] = []
-    for number in range(config.rounds):
+    for number in range(len(done.log), config.rounds):
+        if done.enough(config.target):
+            break
+        current = done.current
         try:
             with current.applied(chat) if current else nullcontext():
                 still: list[Example] = []
@@ -149,39 +160,32 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
                     with _less(current, config).applied(chat, check=False):
                         still = _again(chat, task, forget, config, number)[: config.rows]
                     if not still:
-                        log.append({"rows": 0})  # the model no longer shows any of it
+                        done.log.append({"rows": 0})  # the model no longer shows any of it
                         break
                 room = min(len(forget), config.rows - len(still))
                 rows = [*still, *random.Random(config.seed + number).sample(list(forget), room)]
                 kept, gone = _modules(chat, rows, retain, config, number, progress)
-                step, chosen = _chosen(chat, kept, gone, config, left[-1], look)
+                step, chosen = _chosen(chat, kept, gone, config, done.left[-1], look)
         except Exception as e:  # whatever it is, memory that is full too: what was found is not lost
-            if best is None:
+            if done.best is None:
                 raise
             reason = str(e) if isinstance(e, ExpungeError) else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
             warnings.append(f"round {number + 1} failed ({reason}); the edit is that of the rounds before")
             break
-        log.append(chosen | interference(kept, gone) | {"rows": len(rows), "again": len(still)})
+        record = chosen | interference(kept, gone) | {"rows": len(rows), "again": len(still)}
         if step is None:  # this round is rolled back
+            done.log.append(record)
             break
-        current = current.compose(step) if current else step
-        found = chosen["forget"]
-        # Of equal rounds the later: what is measured moves in steps, the weights do not.
-        if found <= min(left) and found < before.forget:
-            best, taken = current, len(log)
-        gains.append((left[-1] - found) / before.forget)
-        left.append(found)
-        if found <= config.target * before.forget or (len(gains) > 1 and max(gains[-2:]) < LEAST_GAIN):
-            break
-    if best is None:
+        done.add(step, record)
+    if done.best is None:
         raise InputError(
             "no step forgot anything within the limits of what is to be kept (keep, perplexity): take more epochs, or "
             "more rows to forget and to keep"
-            if current
+            if done.current
             else "no step kept what is to be kept within its limits (keep, perplexity): take smaller forget_steps, or more "
             "retain rows"
         )
-    edit = best.reduced(config.error)
+    edit = done.best.reduced(config.error)
     meta = {"conv1d": edit.meta["conv1d"]} if "conv1d" in edit.meta else {}
     edit.meta = (
         meta
@@ -190,9 +194,10 @@ def release(chat: ChatModel, task: ForgetTask, config: ReleaseConfig, progress: 
             **config.model_dump(),
             "before": vars(before),
             "looked_at": [len(held.keep), *map(len, by_kind)],  # rows; a group's name can be a subject's
-            "round_log": log,
-            "total_forget_step": sum(r["forget_step"] for r in log[:taken]),
-            "rank_before": best.rank,
+            "round_log": done.log,
+            "total_forget_step": sum(r["forget_step"] for r in done.log[: done.taken]),
+            "rank_before": done.best.rank,
+            **({"seconds_before": done.seconds} if done.seconds else {}),
             **({"warnings": warnings} if warnings else {}),
         }
     )

@@ -35,9 +35,9 @@ def calls(monkeypatch):
     """The method runs of a benchmark, in their order."""
     made, real = [], seed.run_method
 
-    def counted(chat, task, name, given):
+    def counted(chat, task, name, given, **more):
         made.append((name, given))
-        return real(chat, task, name, given)
+        return real(chat, task, name, given, **more)
 
     monkeypatch.setattr(seed, "run_method", counted)
     return made

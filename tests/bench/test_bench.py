@@ -69,10 +69,10 @@ def test_a_precision_has_results_of_its_own(spec):
 def test_a_killed_run_goes_on_where_it_was(spec, calls, monkeypatch, kill_at):
     real = seed.run_method
 
-    def killed(*args):
+    def killed(*args, **more):
         if len(calls) == kill_at - 1:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **more)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(seed, "run_method", killed)
@@ -90,10 +90,10 @@ def test_a_killed_run_goes_on_where_it_was(spec, calls, monkeypatch, kill_at):
 
 
 def test_what_failed_stands_in_the_table_and_is_tried_again(spec, calls, monkeypatch):
-    def broken(chat, task, name, given):
+    def broken(chat, task, name, given, **more):
         if name == "graddiff":
             raise Diverged(7, "the loss is not finite") if "retain_weight" not in given else RuntimeError("no luck")
-        return seed.REAL(chat, task, name, given)
+        return seed.REAL(chat, task, name, given, **more)
 
     monkeypatch.setattr(seed, "REAL", seed.run_method, raising=False)
     with monkeypatch.context() as patch:
@@ -176,12 +176,12 @@ def clocked(monkeypatch, spec, takes):
     `takes` says of its epochs."""
     now, made, real = 0.0, [], seed.run_method
 
-    def run(chat, task, name, given):
+    def run(chat, task, name, given, **more):
         nonlocal now
         epochs = given.get("epochs", 10)
         now += 50 if name == "lunar" else takes(epochs)
         made.append(epochs)
-        return real(chat, task, name, given if name == "lunar" else given | {"epochs": 1})
+        return real(chat, task, name, given if name == "lunar" else given | {"epochs": 1}, **more)
 
     monkeypatch.setattr(seed, "run_method", run)
     monkeypatch.setattr(seed.time, "perf_counter", lambda: now)
@@ -451,8 +451,8 @@ def test_without_the_retrained_model_nothing_counts_as_finished(spec, monkeypatc
 def test_an_error_of_any_kind_leaves_the_other_cells(spec, monkeypatch):
     real = seed.run_method
 
-    def broken(chat, task, name, given):
-        return {}["nothing | there"] if name == "ga" else real(chat, task, name, given)
+    def broken(chat, task, name, given, **more):
+        return {}["nothing | there"] if name == "ga" else real(chat, task, name, given, **more)
 
     monkeypatch.setattr(seed, "run_method", broken)
     found = bench_run(spec.model_copy(update={"methods": ("ga", "lunar"), "regimes": ("published",)}), QUIET).cells

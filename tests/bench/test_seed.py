@@ -28,10 +28,10 @@ def diverging(spec, monkeypatch):
     real = seed.run_method
 
     def run(*rates):
-        def method(chat, task, name, given):
+        def method(chat, task, name, given, **more):
             if given["learning_rate"] in rates:
                 raise Diverged(7, "the loss is not finite")
-            return real(chat, task, name, given)
+            return real(chat, task, name, given, **more)
 
         monkeypatch.setattr(seed, "run_method", method)
         changed = {"methods": ("graddiff",), "regimes": ("tuned",), "trials": 3}
@@ -91,7 +91,7 @@ def test_the_settings_in_the_table_are_those_of_the_edit(spec, monkeypatch):
     """LUNAR's search takes the larger of two coefficients that do about as well, also where its loss is not the lowest."""
     trials = [{"coefficient": c, "loss": loss, "seconds": 3 - c} for c, loss in ((1.0, 1.0), (2.0, 1.2))]
 
-    def searched(chat, *_):
+    def searched(chat, *_, **__):
         return Edit.on(chat.model, {}, {"trials": trials, "taken": 1})
 
     monkeypatch.setattr(seed, "run_method", searched)

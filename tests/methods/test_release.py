@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -691,6 +692,39 @@ def test_a_later_round_that_fails_leaves_those_before(pico, small_task, monkeypa
     scripted(monkeypatch, Figures(1.0, 1.0, (1.0,)))
     with pytest.raises(type(error)):
         release(chat, task, config)
+
+
+def test_a_run_that_was_killed_goes_on_after_its_finished_rounds(pico, small_task, monkeypatch, tmp_path):
+    chat = pico("llama")
+    config = ReleaseConfig(rounds=3, forget_steps=(0.5,), retain_steps=(1.0,), error=0.0, **TRAIN)
+    task = small_task.but(forget=small_task.forget * 2)
+    figures = [Figures(f, 1.0, (1.0,)) for f in (1.0, 0.6, 0.7, 0.3)]  # the second round is not the best
+    scripted(monkeypatch, *figures)
+    whole = release(chat, task, config)
+    real, calls = module._modules, []
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_modules", killed)
+        scripted(patch, *figures)
+        with pytest.raises(KeyboardInterrupt):
+            release(chat, task, config, folder=tmp_path / "rounds")
+    scripted(monkeypatch, figures[0], figures[3])
+    monkeypatch.setattr(module, "_modules", lambda *args: calls.append(args) or real(*args))
+    edit = release(chat, task, config, folder=tmp_path / "rounds")
+    assert len(calls) == 4  # the third round alone is made again
+    assert edit.meta["seconds_before"] > 0
+    assert json.loads(json.dumps(edit.meta["round_log"])) == json.loads(json.dumps(whole.meta["round_log"]))
+    for name in whole.parts:
+        torch.testing.assert_close(edit.dense(name), whole.dense(name))
+    scripted(monkeypatch, figures[0])
+    assert release(chat, task, config, folder=tmp_path / "rounds").rank == edit.rank  # killed after its last round
+    assert len(calls) == 4
 
 
 def test_what_is_kept_of_a_behaviour_is_judged_by_true_answers(tiny, tiny_task, monkeypatch):
