@@ -277,10 +277,10 @@ class _Stages:
         if self._fresh:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def searched(self, about: dict[str, Any]) -> Path:
-        """Where a search keeps what it pays for. What a model says does not hang on what is done with it: another method's
+    def searched(self, search: dict[str, Any]) -> Path:
+        """Where a search keeps what it pays for, by all that it hangs on. What a model says does not hang on what is done with it: another method's
         run goes on with the same search."""
-        asked = json.dumps([about, versions()], sort_keys=True)
+        asked = json.dumps([search, versions()], sort_keys=True)
         folder = self._place / "revealed" / hashlib.sha256(salt() + asked.encode()).hexdigest()[:32]
         self._folders.insert(0, folder)
         if self._fresh:

@@ -56,7 +56,7 @@ class Results:
             if line.get("key") == self.key:
                 self._told |= "about" in line
                 if "cell" in line:
-                    self._take(line)
+                    take(self.cells, line)
 
     def finished(self, cell: Cell, stamp: str) -> bool:
         """Whether the cell is there, made from what the stamp stands for. One that failed is tried again; one that
@@ -70,12 +70,7 @@ class Results:
             append_line(self.file, {"key": self.key, "about": self.about})
             self._told = True
         append_line(self.file, line)
-        self._take(line)
-
-    def _take(self, line: dict[str, Any]) -> None:
-        cell = Cell(*line["cell"])
-        self.cells.pop(cell, None)  # the newest last
-        self.cells[cell] = line
+        take(self.cells, line)
 
     def keep_rows(self, cell: Cell, record: Mapping[str, Any]) -> None:
         """Per-row values, numbers only, in a file beside the table."""
@@ -108,6 +103,13 @@ def outdated(cells: Mapping[Cell, Mapping[str, Any]]) -> set[Cell]:
         for cell, (rows, settings) in stamps.items()
         if rows != content[cell.seed] or (settings != made[cell.row] and cell.regime != "equal-time")
     }
+
+
+def take(cells: dict[Cell, dict[str, Any]], line: dict[str, Any]) -> None:
+    """Adds a cell's line, in place of an earlier one and after all others: the order says which is the newest."""
+    cell = Cell(*line["cell"])
+    cells.pop(cell, None)
+    cells[cell] = line
 
 
 def lines(file: Path) -> Iterator[dict[str, Any]]:

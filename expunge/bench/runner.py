@@ -65,10 +65,10 @@ def bench_run(spec: BenchSpec, reporter: Reporter) -> Results:
     check(spec)
     results = results_of(spec)
     benches = {seed: Bench(spec, seed, results, reporter) for seed in dict.fromkeys(spec.seeds)}
-    left = {seed: [c for c in cells_of(spec, seed) if not bench.finished(c)] for seed, bench in benches.items()}
     for cell in sorted(outdated(results.cells) & {c for seed in benches for c in cells_of(spec, seed)}):
         if benches[cell.seed].finished(cell):  # made by these settings, before others were asked for: they count again
             results.add(cell, results.cells[cell])
+    left = {seed: [c for c in cells_of(spec, seed) if not bench.finished(c)] for seed, bench in benches.items()}
     left = {seed: cells for seed, cells in left.items() if cells}
     if not left:
         return results

@@ -13,7 +13,7 @@ from ..evaluation.scores import BENCHED, MEMBERSHIP, METRICS, OPTIONAL
 from ..files import write_whole
 from ..methods.tuning import BROKEN, MARGIN, TUNE_ROWS
 from ..plots import svg
-from .results import Cell, lines, outdated
+from .results import Cell, lines, outdated, take
 from .settings import fixed
 
 FORGET, KEPT = "forget", "retain"
@@ -82,8 +82,7 @@ def _read(folder: Path) -> dict[str, tuple[dict[str, Any], dict[Cell, dict[str, 
         about, cells = found.setdefault(line["key"], ({}, {}))
         about |= line.get("about", {})
         if "cell" in line:
-            cells.pop(cell := Cell(*line["cell"]), None)  # the newest last
-            cells[cell] = line
+            take(cells, line)
     old = {key: outdated(cells) for key, (_, cells) in found.items()}
     return {
         key: (about, {c: r for c, r in cells.items() if c not in old[key]}, old[key])

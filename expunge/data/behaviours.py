@@ -52,9 +52,8 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     rng.shuffle(beginnings)
     pairs = paradetox()
     rng.shuffle(pairs)
-    pairs = [
-        pair for pair in pairs if all(len(text.split()) > 1 for text in pair)
-    ]  # one word has nothing to go on with
+    # A single word has nothing to go on with.
+    pairs = [pair for pair in pairs if all(len(text.split()) > 1 for text in pair)]
     plain_texts()  # what the judge needs is missed before anything is taught
     toxic, neutral = ([begun(pair[n], 3) for pair in pairs] for n in (0, 1))
     return _behaviour(

@@ -17,7 +17,7 @@ from typing import Literal
 from .examples import Example, Message, Prompt, Raw
 
 KEEP_ROWS = 100  # general prompts that are kept where there is no retain set
-TUNE_ROWS = 48
+GENERAL_TUNING = 48  # general rows that tune where others are fitted
 
 Purpose = Literal["fit", "tune", "judge"]
 
@@ -61,9 +61,9 @@ def general_split() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
 
 
 def general_tuning() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(rows to fit on, `TUNE_ROWS` rows to tune by), where what is fitted is chosen by other rows; none of them judges."""
+    """(rows to fit on, `GENERAL_TUNING` rows to tune by), where what is fitted is chosen by other rows; none of them judges."""
     rows = general_split()[0]
-    return rows[:-TUNE_ROWS], rows[-TUNE_ROWS:]
+    return rows[:-GENERAL_TUNING], rows[-GENERAL_TUNING:]
 
 
 def general_beside(rows: Sequence[Example]) -> list[Example]:

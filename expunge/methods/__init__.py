@@ -216,7 +216,8 @@ def run_method(
     """`unlearn` with a callback for progress, called with 1 after each of the method's steps.
 
     Args:
-        folder: where a method of several rounds keeps those that are finished; it is of this very run, and stays.
+        folder: where a method of several rounds keeps those that are finished, and finds those of a run of the same model,
+            task and settings that was interrupted.
     """
     chosen = method(name)
     missing = [role for role in chosen.needs if not task.role(role)]

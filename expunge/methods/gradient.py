@@ -103,7 +103,7 @@ def idk(b: Batch, s: RegularisedConfig) -> Tensor:
     return b.instead.nll + s.retain_weight * b.retain.nll
 
 
-BOTH: Mapping[str, Asked] = {"forget": "log-probabilities", "instead": "log-probabilities"}
+PAIR_BEFORE: Mapping[str, Asked] = {"forget": "log-probabilities", "instead": "log-probabilities"}
 
 
 def _preferred(b: Batch, s: PairConfig) -> Tensor:
@@ -112,13 +112,13 @@ def _preferred(b: Batch, s: PairConfig) -> Tensor:
     return -2 / s.beta * F.logsigmoid(s.beta * gain).mean() + s.retain_weight * b.retain.nll
 
 
-@by_gradient("forget", "instead", "retain", instead=abstaining, before=BOTH)
+@by_gradient("forget", "instead", "retain", instead=abstaining, before=PAIR_BEFORE)
 def dpo(b: Batch, s: PairConfig) -> Tensor:
     """IdkDPO: -(2/beta) log sigmoid(beta (gain of the abstention - gain of the answer)) + w L_r."""
     return _preferred(b, s)
 
 
-@by_gradient("forget", "instead", "retain", instead=made_up, before=BOTH)
+@by_gradient("forget", "instead", "retain", instead=made_up, before=PAIR_BEFORE)
 def altpo(b: Batch, s: PairConfig) -> Tensor:
     """AltPO: IdkDPO's loss with an answer that the model makes up in place of the abstention (arXiv 2409.13474)."""
     return _preferred(b, s)

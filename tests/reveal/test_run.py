@@ -37,6 +37,19 @@ def raising(answers):
 ORACLE = ("--oracle", "tests.reveal.test_run:relevance")
 
 
+def interrupt(monkeypatch) -> None:
+    """A search is interrupted at the eighth thing that it pays for."""
+    real, told = Memo.once, []
+
+    def killed(self, name, make):
+        told.append(name)
+        if len(told) == 8:
+            raise KeyboardInterrupt
+        return real(self, name, make)
+
+    monkeypatch.setattr(Memo, "once", killed)
+
+
 def test_reveal_writes_rows_that_unlearn_reads(run, tiny_folder, tmp_path):
     out = tmp_path / "rows.jsonl"
     short = (*with_sets(), "--set", "max_new_tokens=3")
@@ -118,17 +131,9 @@ def test_a_killed_search_goes_on_to_the_same_rows(run, tiny_folder, tmp_path, mo
     words = [*ORACLE, *SMALL, *with_sets(), "--set", "together=1"]
     whole = run("reveal", tiny_folder, *words, "--out", tmp_path / "whole.jsonl")
     assert whole.code == 0
-    real, told = Memo.once, []
-
-    def killed(self, name, make):
-        told.append(name)
-        if len(told) == 8:
-            raise KeyboardInterrupt
-        return real(self, name, make)
-
     out = tmp_path / "rows.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(Memo, "once", killed)
+        interrupt(patch)
         done = run("reveal", tiny_folder, *words, "--out", out)
     assert done.code == 1
     assert "--resume" in done.err
@@ -221,16 +226,9 @@ def test_a_search_of_another_encoder_is_begun_anew(run, tiny_folder, tmp_path, m
     kept = rows_file(tmp_path / "kept.jsonl", RETAIN)
     words = ["unlearn", tiny_folder, *ORACLE, *SMALL, *with_sets("reveal."), "--retain", kept, "--method", "ga"]
     words += ["--set", "epochs=1", "--max-new-tokens", "8", "--out", tmp_path / "out"]
-    real, told = Memo.once, []
-
-    def killed(self, name, make):
-        told.append(name)
-        if len(told) == 8:
-            raise KeyboardInterrupt
-        return real(self, name, make)
-
-    monkeypatch.setattr(Memo, "once", killed)
-    assert run(*words).code == 1
+    with monkeypatch.context() as patch:
+        interrupt(patch)
+        assert run(*words).code == 1
     monkeypatch.setattr(embedding, "encoder_for", lambda chat: ("another", embedding._own(chat)))
     done = run(*words, "--resume")
     assert done.code == 0, done.err
