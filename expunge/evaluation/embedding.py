@@ -82,8 +82,7 @@ def _own(chat: ChatModel) -> Encoder:
 def pooled(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     """(n, hidden) float32: mean over a prompt's tokens of the states two thirds up the model."""
     site = Site("out", max(2 * len(chat.layout) // 3 - 1, 0))
-    out = torch.zeros(len(prompts), chat.layout.hidden)
-    for batch, taken in Stream(chat, prompts, 0).visit([site]):
-        mask = batch.mask[..., None]
-        out[list(batch.rows)] = ((taken[site] * mask).sum(1) / mask.sum(1)).float().cpu()
-    return out
+    total = torch.zeros(len(prompts), chat.layout.hidden)
+    for batch, taken in Stream(chat, prompts).visit([site]):
+        total[list(batch.rows)] += (taken[site] * batch.mask[..., None]).sum(1).float().cpu()
+    return total / torch.tensor([[len(p)] for p in prompts])

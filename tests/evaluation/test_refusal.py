@@ -7,6 +7,7 @@ from expunge.data import prompts
 from expunge.evaluation import embedding
 from expunge.evaluation.embedding import encoder_for
 from expunge.evaluation.refusal import refusal_quality
+from expunge.models.activations import common_prefix
 
 
 def test_quality_is_the_largest_cosine_by_hand():
@@ -35,6 +36,17 @@ def test_abstentions_are_nearer_to_abstentions_than_answers_are(tiny, packaged, 
     assert nearer > 0.7
     if packaged:
         assert sum(said) / 5 > sum(answered) / 5 + 0.1
+
+
+def test_states_are_pooled_over_all_tokens_those_that_all_prompts_share_too(tiny):
+    ids = tiny.prompt_ids(
+        [f"Where does the river of {end}" for end in ("Prague end?", "which we spoke end at last?", "it end?")]
+    )
+    assert common_prefix(ids)
+    layer = 2 * len(tiny.layout) // 3  # hidden_states[0] are the embeddings
+    with torch.no_grad():
+        alone = [tiny.model(torch.tensor([p]), output_hidden_states=True).hidden_states[layer][0].mean(0) for p in ids]
+    torch.testing.assert_close(embedding.pooled(tiny, ids), torch.stack(alone), atol=1e-5, rtol=1e-4)
 
 
 def test_the_models_own_states_of_the_abstentions_are_read_once(tiny, monkeypatch):
