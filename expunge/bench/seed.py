@@ -218,11 +218,13 @@ class Bench:
                 edit, record = self._made(cell, base | point)
             except Diverged as e:
                 tried.append(point | {"diverged": e.step})
+                self.reporter.say(f"  trial {len(tried)} of {len(points)}: diverged")
                 continue
             with edit.applied(self.chat):
                 (shown, broken), kept = self._shown(), self._kept()
             value = trial_loss(shown / most, kept, before, broken)
             tried.append(point | {"loss": value, "seconds": record["seconds"]})
+            self.reporter.say(f"  trial {len(tried)} of {len(points)}: loss {value:.1f}")
             if best is None or value < best[0]:
                 best = value, edit, record
         if best is None:

@@ -35,13 +35,16 @@ def diverging(spec, monkeypatch):
 
         monkeypatch.setattr(seed, "run_method", method)
         changed = {"methods": ("graddiff",), "regimes": ("tuned",), "trials": 3}
-        return bench_run(spec.model_copy(update=changed), QUIET).cells[TUNED]
+        return bench_run(spec.model_copy(update=changed), Reporter()).cells[TUNED]
 
     return run
 
 
-def test_a_trial_that_diverges_leaves_the_choice_to_the_others(diverging, spec):
+def test_a_trial_that_diverges_leaves_the_choice_to_the_others(diverging, spec, capsys):
     found = diverging(3e-4)
+    said = capsys.readouterr().err
+    assert "  trial 1 of 3: diverged\n" in said
+    assert "  trial 2 of 3: loss " in said
     first, *others = found["trials"]
     assert (first["learning_rate"], first["diverged"]) == (3e-4, 7)
     assert "loss" not in first
