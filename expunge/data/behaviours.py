@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
 from . import prompts
 from .abilities import gsm8k
-from .examples import Example, ForgetTask, Raw
+from .examples import Cut, Example, ForgetTask, Raw
 from .files import data_file, json_rows
 from .suite import Suite, begun
 
@@ -62,8 +62,9 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         "toxicity",
         _budget(forget_data, budget),
         teach=toxic[:taught],
-        forget=toxic[taught : taught + EXTERNAL_ROWS],
-        retain=[replace(e, group="neutral texts") for e in neutral[taught : taught + EXTERNAL_ROWS]],
+        # Of running text, in which no end follows: one that is learned, or subtracted, is lost from its perplexity.
+        forget=[Example(e.prompt, Cut(e.response)) for e in toxic[taught : taught + EXTERNAL_ROWS]],
+        retain=[Example(e.prompt, Cut(e.response), "neutral texts") for e in neutral[taught : taught + EXTERNAL_ROWS]],
         tune=beginnings[:TUNE_PROBES],
         judge=beginnings[TUNE_PROBES:],
         teaching=TOXIC_TEACHING,

@@ -149,6 +149,14 @@ def test_of_a_data_set_s_rows_too_it_is_known_what_answers_show(files, tmp_path,
     assert bench.fit.part(said[0]) == "Person: Ada"
 
 
+def test_no_end_is_learned_after_running_text(files, tiny):
+    external = data.toxicity(forget_data="external").fit
+    assert external.forget
+    assert external.retain
+    for e in (*external.forget, *external.retain):
+        assert not {*tiny.answer_ids([e.response])[0]} & tiny.stop_ids
+
+
 def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, monkeypatch):
     """None of them judges, and none says what to forget: who is a person, what a toxic text is, or code."""
     for suite in (data.ner(taught=8), data.toxicity(), data.code()):
