@@ -278,8 +278,8 @@ class _Stages:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def searched(self, search: dict[str, Any]) -> Path:
-        """Where a search keeps what it pays for, by all that it hangs on. What a model says does not hang on what is done with it: another method's
-        run goes on with the same search."""
+        """Where a search keeps what it pays for, by all that it hangs on. What a model says does not hang on what is done
+        with it: another method's run goes on with the same search."""
         asked = json.dumps([search, versions()], sort_keys=True)
         folder = self._place / "revealed" / hashlib.sha256(salt() + asked.encode()).hexdigest()[:32]
         self._folders.insert(0, folder)

@@ -61,7 +61,8 @@ def general_split() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
 
 
 def general_tuning() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(rows to fit on, `GENERAL_TUNING` rows to tune by), where what is fitted is chosen by other rows; none of them judges."""
+    """(rows to fit on, `GENERAL_TUNING` rows to tune by), where what is fitted is chosen by other rows; none of them
+    judges."""
     rows = general_split()[0]
     return rows[:-GENERAL_TUNING], rows[-GENERAL_TUNING:]
 

@@ -85,4 +85,4 @@ def pooled(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     total = torch.zeros(len(prompts), chat.layout.hidden)
     for batch, taken in Stream(chat, prompts).visit([site]):
         total[list(batch.rows)] += (taken[site] * batch.mask[..., None]).sum(1).float().cpu()
-    return total / torch.tensor([[len(p)] for p in prompts])
+    return total / torch.tensor([len(p) for p in prompts])[:, None]
