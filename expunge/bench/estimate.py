@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ROWS = 16
 TRAINED = 3.2  # a training step costs so many forward passes
-LUNAR_PASSES = 1.3  # forward passes over the fitted rows, rewrites and own answers included, of a fit or a window of layers
+LUNAR_PASSES = 1.3  # forward passes over fitted rows, rewrites and own answers, of a fit or a window of layers
 SGD_PASSES = 10.0  # over the rows alone, for solver=sgd: its own passes are of one row each, then 20 epochs of AdamW
 ANSWER_SHARE = 0.6  # of the longest answers, how long the usual one is
 QUESTION_TOKENS = 120  # of a multiple-choice question
