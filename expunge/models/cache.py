@@ -54,6 +54,13 @@ class _Roomy(DynamicLayer):
         self._all = [whole[indices] for whole in self._all]
         self._view()
 
+    def shorten(self, places: Tensor, rows: Tensor, count: int) -> None:
+        """Rows take the places given, (n,) each, and the first `count` rows are left."""
+        for whole in self._all:
+            whole[places, :, : self._used] = whole[rows, :, : self._used]
+        self._all = [whole[:count] for whole in self._all]
+        self._view()
+
     def _view(self) -> tuple[Tensor, Tensor]:
         self.keys, self.values = (whole[:, :, : self._used] for whole in self._all)
         return self.keys, self.values
@@ -66,3 +73,24 @@ def with_room(cache: Any, tokens: int) -> Any:
         for layer in cache.layers
     ]
     return cache
+
+
+def dropped(cache: Any, keep: Tensor) -> Tensor:
+    """Leaves rows in a cache, in place, and gives their old numbers in their new order, (n,).
+
+    The last rows take the places of those that leave, so that no others are copied: with 128 rows of the embedded model,
+    copying all that stay took a sixth of a generation's time.
+
+    Args:
+        keep: (b,) bool, at least one true.
+    """
+    count = int(keep.sum())
+    order = torch.arange(count, device=keep.device)
+    places, rows = (~keep[:count]).nonzero()[:, 0], count + keep[count:].nonzero()[:, 0]
+    order[places] = rows
+    for layer in cache.layers:
+        if isinstance(layer, _Roomy):
+            layer.shorten(places, rows, count)
+        else:
+            layer.batch_select_indices(order)
+    return order

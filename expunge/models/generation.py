@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ..data.examples import Cut, Example, Prompt, Raw
 from .activations import hooked
-from .cache import prefix_cache, widened, with_room
+from .cache import dropped, prefix_cache, widened, with_room
 from .loading import ChatModel
 
 MAX_NEW_TOKENS = 64
 BATCH_ROWS = 128
 SCORE_ROWS = 256  # answer tokens whose distributions are looked at at once
 Progress = Callable[[int], None]
-Choose = Callable[[Tensor], Tensor]  # logits (b, vocabulary) -> the next tokens (b,)
+Choose = Callable[[Tensor, Tensor], Tensor]  # logits (b, vocabulary) of rows with numbers (b,) -> next tokens (b,)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def greedy(
     answers: Sequence[Sequence[int]] | None = None,
     batch_size: int = BATCH_ROWS,
     progress: Progress | None = None,
-    choose: Choose = lambda logits: logits.argmax(-1),
+    choose: Choose = lambda logits, _: logits.argmax(-1),
     others: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> list[Generated]:
     """Greedy answers to tokenised prompts, in their order.
@@ -110,20 +110,16 @@ def sampled(
     """Answers drawn from the model's own distribution, in the prompts' order; the same seed draws the same."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(logits: Tensor) -> Tensor:
-        return drawn(logits, temperature, generator)
+    def draw(logits: Tensor, rows: Tensor) -> Tensor:
+        chances = torch.rand(len(rows), generator=generator)  # in the rows' order, wherever they stand in the batch
+        return drawn_at(logits, temperature, chances[rows.argsort().argsort()])
 
     return greedy(chat, prompts, max_new_tokens, batch_size=batch_size, choose=draw)
 
 
-def drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """A token of each row's distribution, (b,), from logits (b, vocabulary)."""
-    return drawn_at(logits, temperature, torch.rand(len(logits), generator=generator))
-
-
 def drawn_at(logits: Tensor, temperature: float, chances: Tensor) -> Tensor:
-    """The same by one number in [0, 1) a row, (b,), and the cumulative distribution: torch.multinomial draws a number for
-    every token of the vocabulary."""
+    """A token of each row's distribution, (b,), from logits (b, vocabulary), by one number in [0, 1) a row, (b,), and the
+    cumulative distribution: torch.multinomial draws a number for every token of the vocabulary."""
     below = (logits - logits.amax(1, keepdim=True)).float().div_(temperature).exp_().cumsum_(1)
     at = chances[:, None].to(below) * below[:, -1:]
     return torch.searchsorted(below, at, right=True)[:, 0].clamp(max=below.shape[1] - 1)
@@ -173,7 +169,7 @@ def _decode(
     out: list[list[int]] = [[] for _ in range(count)]
     ranks: list[list[int]] = [[] for _ in range(count)]
     ended = [False] * count
-    alive = list(range(count))
+    alive = torch.arange(count)
     stop = torch.tensor(sorted(chat.stop_ids), device=device)
     position = mask.cumsum(1)[:, -width:] - 1
     with torch.no_grad():
@@ -203,25 +199,24 @@ def _decode(
             if (
                 answers
                 and true is not None
-                and (asked := [(at, n) for at, n in enumerate(alive) if step < len(answers[n])])
+                and (asked := [(at, n) for at, n in enumerate(alive.tolist()) if step < len(answers[n])])
             ):
                 found = _ranks(logits[[at for at, _ in asked]], true[[n for _, n in asked], step])
                 for (_, n), rank in zip(asked, found.tolist(), strict=True):
                     ranks[n].append(rank)
-            chosen = choose(logits)
+            chosen = choose(logits, alive)
             done = torch.isin(chosen, stop)
-            for n, token, end in zip(alive, chosen.tolist(), done.tolist(), strict=True):
+            for n, token, end in zip(alive.tolist(), chosen.tolist(), done.tolist(), strict=True):
                 if end:
                     ended[n] = True
                 else:
                     out[n].append(token)
-            keep = (~done).nonzero()[:, 0]
-            if len(keep) == 0:
+            if done.all():
                 break
-            if len(keep) < len(alive):
-                alive = [alive[i] for i in keep.tolist()]
-                past.batch_select_indices(keep)
-                chosen, mask, position = chosen[keep], mask[keep], position[keep]
+            if done.any():
+                order = dropped(past, ~done)
+                alive = alive[order.cpu()]
+                chosen, mask, position = chosen[order], mask[order], position[order]
             ids = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
             position = position[:, -1:] + 1

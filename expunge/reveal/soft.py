@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.examples import Raw
-from ..models.cache import with_room
+from ..models.cache import dropped, with_room
 from ..models.generation import drawn_at
 from ..models.loading import ChatModel
 from .text import first_sentence
@@ -125,8 +125,9 @@ class SoftPrompts:
             if not more.any():
                 break
             if not more.all():
-                alive, chosen, mask = alive[more], chosen[more], mask[more.to(mask.device)]
-                past.batch_select_indices(more.nonzero()[:, 0].to(self.chat.device))
+                order = dropped(past, more.to(self.chat.device))
+                mask, order = mask[order], order.cpu()
+                alive, chosen = alive[order], chosen[order]
             mask = F.pad(mask, (0, 1), value=1)
             inputs = {
                 "input_ids": chosen[:, None].to(self.chat.device),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from expunge.data.examples import Cut, Raw
-from expunge.models.generation import Generated, _ranks, continued, drawn, greedy, sampled, score_answers
+from expunge.models.generation import Generated, _ranks, continued, drawn_at, greedy, sampled, score_answers
 
 from ..conftest import ARCHITECTURES
 
@@ -59,15 +59,37 @@ def test_a_prompt_that_stands_several_times_runs_once(pico, name, monkeypatch):
 def test_tokens_are_drawn_by_their_probability():
     chances = torch.tensor([[0.1, 0.2, 0.0, 0.6, 0.1], [0.0, 0.0, 1.0, 0.0, 0.0]])
     logits = chances.log().repeat(20_000, 1)
-    found = drawn(logits, 1.0, torch.Generator().manual_seed(0))
+    numbers = torch.rand(len(logits), generator=torch.Generator().manual_seed(0))
+    found = drawn_at(logits, 1.0, numbers)
     shares = torch.bincount(found[::2], minlength=5) / 20_000
     torch.testing.assert_close(shares, chances[0], atol=0.01, rtol=0)
     assert shares[2] == 0
     assert (found[1::2] == 2).all()
-    sharper = drawn(logits, 0.5, torch.Generator().manual_seed(0))[::2]
+    sharper = drawn_at(logits, 0.5, numbers)[::2]
     assert (sharper == 3).float().mean() == pytest.approx(0.36 / (0.01 + 0.04 + 0.36 + 0.01), abs=0.01)
-    again = drawn(logits, 1.0, torch.Generator().manual_seed(0))
-    assert torch.equal(found, again)
+
+
+def test_sampled_rows_get_numbers_in_their_order_as_rows_end(tiny, tiny_task):
+    """The oracle runs every row whole at each step, and takes numbers for the rows that have not ended, in their order."""
+    ids = [[1] * 5 + p for p in tiny.prompt_ids([e.prompt for e in [*tiny_task.retain, *tiny_task.reference]])]
+    ids.sort(key=len, reverse=True)
+    generator = torch.Generator().manual_seed(3)
+    texts, alive = [list(p) for p in ids], list(range(len(ids)))
+    lengths = []
+    for _ in range(24):
+        with torch.no_grad():
+            logits = torch.cat([tiny.model(torch.tensor([texts[n]])).logits[:, -1] for n in alive])
+        tokens = drawn_at(logits, 0.7, torch.rand(len(alive), generator=generator)).tolist()
+        drawn = dict(zip(alive, tokens, strict=True))
+        alive = [n for n in alive if drawn[n] not in tiny.stop_ids]
+        lengths.append(len(alive))
+        for n in alive:
+            texts[n].append(drawn[n])
+        if not alive:
+            break
+    assert len(set(lengths)) > 3  # rows end at different steps
+    found = sampled(tiny, ids, 24, temperature=0.7, seed=3)
+    assert [p + list(g.tokens) for p, g in zip(ids, found, strict=True)] == texts
 
 
 def test_continued_prompts_end_with_the_models_own_answer(tiny, tiny_task):
