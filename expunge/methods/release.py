@@ -108,7 +108,8 @@ def release(
     progress: Progress | None = None,
     folder: Path | None = None,
 ) -> Edit:
-    """The edit of the round with the least left of what is forgotten, among those that kept utility; see the module.
+    """The edit of the rounds that leave least of what is forgotten (`Rounds.taken`), among those that kept utility; see the
+    module.
 
     Args:
         folder: where finished rounds are kept, of this model, task and config; those that are there are taken up.
@@ -167,7 +168,7 @@ def release(
                 kept, gone = _modules(chat, rows, retain, config, number, progress)
                 step, chosen = _chosen(chat, kept, gone, config, done.left[-1], look)
         except Exception as e:  # whatever it is, memory that is full too: what was found is not lost
-            if done.best is None:
+            if not done.taken:
                 raise
             reason = str(e) if isinstance(e, ExpungeError) else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
             warnings.append(f"round {number + 1} failed ({reason}); the edit is that of the rounds before")
@@ -177,7 +178,8 @@ def release(
             done.log.append(record)
             break
         done.add(step, record)
-    if done.best is None:
+    best = done.best
+    if best is None:
         raise InputError(
             "no step forgot anything within the limits of what is to be kept (keep, perplexity): take more epochs, or "
             "more rows to forget and to keep"
@@ -185,7 +187,7 @@ def release(
             else "no step kept what is to be kept within its limits (keep, perplexity): take smaller forget_steps, or more "
             "retain rows"
         )
-    edit = done.best.reduced(config.error)
+    edit = best.reduced(config.error)
     meta = {"conv1d": edit.meta["conv1d"]} if "conv1d" in edit.meta else {}
     edit.meta = (
         meta
@@ -196,7 +198,7 @@ def release(
             "looked_at": [len(held.keep), *map(len, by_kind)],  # rows; a group's name can be a subject's
             "round_log": done.log,
             "total_forget_step": sum(r["forget_step"] for r in done.log[: done.taken]),
-            "rank_before": done.best.rank,
+            "rank_before": best.rank,
             **({"seconds_before": done.seconds} if done.seconds else {}),
             **({"warnings": warnings} if warnings else {}),
         }

@@ -257,13 +257,14 @@ def _dequantize(file: Path, work: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     options = {"gguf_file": file.name}
-    with quiet_transformers(), _one_line(file):
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
-        )
-    tokenizer.save_pretrained(work)
-    model.save_pretrained(work)
+    with quiet_transformers():
+        with _one_line(file):
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
+            )
+        tokenizer.save_pretrained(work)
+        model.save_pretrained(work)
 
 
 @contextmanager

@@ -230,6 +230,29 @@ def test_a_round_that_is_worse_than_the_one_before_is_not_the_result(pico, small
             release(chat, task, config.model_copy(update={"rounds": 2}))
 
 
+@pytest.mark.parametrize(
+    ("rounds", "taken"),
+    [
+        (((0.5, 1.1), (0.508, 1.0)), 2),  # as much is left, and more is kept
+        (((0.5, 1.1), (0.508, 1.2)), 1),
+        (((0.5, 1.1), (0.52, 1.0)), 1),  # more is left
+        (((0.508, 1.0), (0.5, 1.1)), 2),  # a later round has changed more
+        (((0.5, 1.1), (0.508, 1.0), (0.505, 1.0)), 3),
+        (((0.995, 1.1), (1.001, 1.0)), 1),  # nothing is forgotten
+    ],
+)
+def test_of_rounds_that_leave_as_much_a_later_one_that_keeps_more_is_taken(
+    pico, small_task, monkeypatch, rounds, taken
+):
+    config = ReleaseConfig(rounds=len(rounds), forget_steps=(0.5,), retain_module=False, perplexity=2, **TRAIN)
+    task = small_task.but(forget=small_task.forget * 2)
+    scripted(monkeypatch, *(Figures(left, 1.0, (nll,)) for left, nll in ((1.0, 1.0), *rounds)))
+    edit = release(pico("llama"), task, config)
+    assert len(edit.meta["round_log"]) == len(rounds)
+    assert edit.meta["total_forget_step"] == 0.5 * taken
+    assert edit.meta["rank_before"] == config.rank * taken
+
+
 def test_it_stops_at_the_target_and_where_two_rounds_gain_nothing(pico, small_task, monkeypatch):
     chat = pico("llama")
     config = ReleaseConfig(rounds=9, forget_steps=(0.5,), retain_module=False, target=0.05, **TRAIN)
