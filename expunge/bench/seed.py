@@ -30,6 +30,7 @@ from ..spec import BenchSpec, RevealSpec
 from . import memory, settings
 from .judging import applied, judge
 from .results import Cell, Results, digest
+from .trials import Trials
 
 BASE, TAUGHT, RETRAINED = "base", "taught", "retrained"
 
@@ -151,6 +152,8 @@ class Bench:
         except Exception as e:  # whatever it is, it stands in the table, and the other cells go on
             record = {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]}
         self.results.add(cell, record | made)
+        if "error" not in record:
+            shutil.rmtree(self._trials(cell), ignore_errors=True)
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         if cell.method == RETRAINED:
@@ -208,28 +211,31 @@ class Bench:
         points = self._grid(cell, len(self.suite.fit.forget) or settings.REVEALED_ROWS)
         if settings.searches(cell.method, cell.variant):
             return self._made(cell, base | points[0])
-        begin = time.perf_counter()
+        trials = Trials(self._trials(cell))
+        if trials.tried:
+            self.reporter.say(f"{cell.label}: {len(trials.tried)} of {len(points)} trials were finished before")
         before = self._kept()
         most = (self._shown()[0] or 1.0) if self.suite.behaviour else 1.0  # a behaviour counts relative to before
-        best: tuple[float, Edit, dict[str, Any]] | None = None
-        tried: list[dict[str, Any]] = []
-        for point in points:
+        for number, point in enumerate(points[len(trials.tried) :], len(trials.tried) + 1):
             try:
                 edit, record = self._made(cell, base | point)
             except Diverged as e:
-                tried.append(point | {"diverged": e.step})
-                self.reporter.say(f"  trial {len(tried)} of {len(points)}: diverged")
+                trials.add(point | {"diverged": e.step})
+                self.reporter.say(f"  trial {number} of {len(points)}: diverged")
                 continue
             with edit.applied(self.chat):
                 (shown, broken), kept = self._shown(), self._kept()
             value = trial_loss(shown / most, kept, before, broken)
-            tried.append(point | {"loss": value, "seconds": record["seconds"]})
-            self.reporter.say(f"  trial {len(tried)} of {len(points)}: loss {value:.1f}")
-            if best is None or value < best[0]:
-                best = value, edit, record
-        if best is None:
-            raise Diverged(int(tried[0]["diverged"]), f"in all {len(points)} trials")
-        return best[1], best[2] | {"trials": tried, "seconds_in_all": time.perf_counter() - begin}
+            trials.add(point | {"loss": value, "seconds": record["seconds"]}, edit, record)
+            self.reporter.say(f"  trial {number} of {len(points)}: loss {value:.1f}")
+        if trials.best is None:
+            raise Diverged(int(trials.tried[0]["diverged"]), f"in all {len(points)} trials")
+        edit, record = trials.best
+        return edit, record | {"trials": trials.tried, "seconds_in_all": trials.seconds}
+
+    def _trials(self, cell: Cell) -> Path:
+        """Where a tuned cell's finished trials are kept until the cell is."""
+        return self.results.file.parent / "trials" / f"{self.stamp(cell)}-{digest([cell, code_version()])[:16]}"
 
     def _beside(self, cell: Cell) -> tuple[Cell, dict[str, Any], dict[str, Any]] | None:
         """(LUNAR's cell that equal-time goes by, its record, the method's own in another regime): the tuned ones where

@@ -11,6 +11,7 @@ import pytest
 from expunge.bench import runner, seed, table
 from expunge.bench.results import Cell, Results
 from expunge.bench.runner import bench_run, cells_of, results_of
+from expunge.bench.trials import Trials
 from expunge.edits import Edit
 from expunge.errors import Diverged
 from expunge.progress import Reporter
@@ -61,6 +62,54 @@ def test_where_all_trials_diverge_the_cell_does(diverging, spec):
     assert "in all 3 trials" in found["message"]
     assert "metrics" not in found
     assert "| graddiff | tuned | 1 | diverged at step 7 |" in table.report(Path(spec.out))
+
+
+@pytest.mark.parametrize("at", [2, 3, "judging"])
+def test_a_tuned_cell_that_was_killed_goes_on_after_its_finished_trials(spec, calls, monkeypatch, capsys, at, tmp_path):
+    spec = spec.model_copy(update={"methods": ("graddiff",), "regimes": ("tuned",), "trials": 3})
+    whole = bench_run(spec.model_copy(update={"out": str(tmp_path / "whole")}), QUIET).cells[TUNED]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if at == "judging":
+            patch.setattr(seed.Bench, "_judged", lambda _, cell, *__: interrupt() if cell == TUNED else {})
+        else:
+            real, calls[:] = seed.run_method, []
+            patch.setattr(seed, "run_method", lambda *a, **m: interrupt() if len(calls) == at - 1 else real(*a, **m))
+        bench_run(spec, QUIET)
+    finished = 3 if at == "judging" else at - 1
+    calls.clear()
+    found = bench_run(spec, Reporter()).cells[TUNED]
+    assert f"{finished} of 3 trials were finished before" in capsys.readouterr().err
+    assert len(calls) == 3 - finished
+    for one, other in zip(found["trials"], whole["trials"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    assert found["settings"] == whole["settings"]
+    assert {**found["metrics"], "seconds": 0} == {**whole["metrics"], "seconds": 0}
+    assert found["seconds_in_all"] > sum(t["seconds"] for t in found["trials"])
+    assert not list(Path(spec.out).rglob("trials.jsonl"))
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_trials_that_diverged_and_a_torn_line_are_taken_up(tmp_path, tiny):
+    edit = Edit.on(tiny.model, {}, {"number": 1})
+    trials = Trials(tmp_path / "t")
+    trials.add({"rate": 1, "diverged": 7})
+    trials.add({"rate": 2, "loss": 5.0}, edit, {"settings": {"rate": 2}})
+    trials.add({"rate": 3, "loss": 6.0}, Edit.on(tiny.model, {}, {"number": 2}), {"settings": {"rate": 3}})
+    with open(tmp_path / "t" / "trials.jsonl", "a") as f:
+        f.write('{"trial": {"rate": 4, "lo')
+    again = Trials(tmp_path / "t")
+    assert again.tried == trials.tried
+    assert again.best[0].meta["number"] == 1
+    assert again.best[1] == {"settings": {"rate": 2}}
+    again.add({"rate": 4, "loss": 1.0}, Edit.on(tiny.model, {}, {"number": 3}), {"settings": {"rate": 4}})
+    third = Trials(tmp_path / "t")
+    assert [t["rate"] for t in third.tried] == [1, 2, 3, 4]
+    assert third.best[0].meta["number"] == 3
+    assert third.seconds >= again.seconds - 0.1
+    assert len([p for p in (tmp_path / "t").iterdir() if p.is_dir()]) == 1  # the best one's edit alone
 
 
 @pytest.mark.parametrize(
