@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import warnings
@@ -22,6 +23,7 @@ from .generation import answer_logits, pad_answers
 from .loading import ChatModel
 
 KEPT_BYTES = 90  # of activations that a step keeps, a token, layer and hidden unit; as measured, with LoRA
+GROUP_TOKENS = 256  # what it costs to run a step's rows in one group more, in padded tokens: weights are read once more
 
 
 class TrainConfig(BaseModel):
@@ -235,6 +237,9 @@ def shared_prefix(chat: ChatModel, rows: Sequence[TrainRow], config: TrainConfig
 def row_logits(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> tuple[Tensor, Tensor, list[int]]:
     """(logits that predict the rows' answer tokens, (n, vocabulary) float32 or better; these tokens, (n,); how many a row).
 
+    Rows of like length go through the model together: the rows of a step are of any length, and padded to the longest
+    they can be several times as many tokens.
+
     Args:
         shared: from `shared_prefix`: this prefix is run once, with gradients, and continued by every row.
     """
@@ -242,12 +247,47 @@ def row_logits(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> tuple[
     if shared:
         ids = torch.tensor([rows[0].prompt[:shared]], device=chat.device)
         cache = chat.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        for layer in cache.layers:
-            layer.keys, layer.values = (t.expand(len(rows), -1, -1, -1) for t in (layer.keys, layer.values))
-    padded = pad_answers([r.prompt[shared:] for r in rows], [r.answer for r in rows])
-    ids, mask, chosen = (t.to(chat.device) for t in padded)
-    logits = answer_logits(chat, ids, mask, chosen, cache)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)), ids[chosen], [len(r.answer) for r in rows]
+    sizes = [len(r.answer) for r in rows]
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for group in like_length([len(r.prompt) - shared + len(r.answer) for r in rows]):
+        padded = pad_answers([rows[n].prompt[shared:] for n in group], [rows[n].answer for n in group])
+        ids, mask, chosen = (t.to(chat.device) for t in padded)
+        logits = answer_logits(chat, ids, mask, chosen, _continued(cache, len(group)))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if len(group) == len(rows):
+            return logits, ids[chosen], sizes
+        own = [sizes[n] for n in group]
+        found |= dict(zip(group, zip(logits.split(own), ids[chosen].split(own), strict=True), strict=True))
+    logits, truth = (torch.cat(parts) for parts in zip(*(found[n] for n in range(len(rows))), strict=True))
+    return logits, truth, sizes
+
+
+def _continued(cache: Any, rows: int) -> Any:
+    """A one-row cache for several rows, which go on from it by themselves; gradients reach it."""
+    if cache is None:
+        return None
+    wide = copy.copy(cache)
+    wide.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in wide.layers:
+        layer.keys, layer.values = (t.expand(rows, -1, -1, -1) for t in (layer.keys, layer.values))
+    return wide
+
+
+def like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """The rows' numbers in groups, each to be padded to its longest: those with the least padding, where a group more
+    costs as much as `GROUP_TOKENS` tokens. All rows in their order where that is best."""
+    order = sorted(range(len(lengths)), key=lambda n: (-lengths[n], n))
+    best: list[tuple[int, int]] = [(0, 0)]  # (cost, where the last group begins) of the first so many rows
+    for end in range(1, len(order) + 1):
+        best.append(
+            min((best[begin][0] + (end - begin) * lengths[order[begin]] + GROUP_TOKENS, begin) for begin in range(end))
+        )
+    groups, end = [], len(order)
+    while end:
+        begin = best[end][1]
+        groups.append(sorted(order[begin:end]))
+        end = begin
+    return groups
 
 
 def mean_loss(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Tensor:

@@ -8,11 +8,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from expunge import unlearn
 from expunge.errors import InputError
+from expunge.models import training
+from expunge.models.activations import common_prefix
 from expunge.models.sophia import Sophia
-from expunge.models.training import TrainConfig, recomputed, rows_of, train
+from expunge.models.training import TrainConfig, TrainRow, like_length, recomputed, row_logits, rows_of, train
 
 
 @pytest.fixture
@@ -129,10 +133,71 @@ def test_what_cannot_be_trained_is_said_before_it_is_tried(pico, small_task):
     chat = pico()
     rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.retain])
     name = chat.layout.weight_name(0)
-    for given, said in (
+    for settings, said in (
         ({"adapter": "full", "only": (name, name + "s")}, f"unknown weight '{name}s'; did you mean"),
         ({"only": (name,)}, "needs adapter=full"),
         ({"first_layer": 99}, "first_layer 99: the model has"),
     ):
         with pytest.raises(InputError, match=re.escape(said)):
-            train(chat, rows, TrainConfig(**given))
+            train(chat, rows, TrainConfig(**settings))
+
+
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=7))
+def test_rows_are_grouped_with_the_least_padding(lengths):
+    """Against all ways to cut the rows, sorted, into groups."""
+
+    def cost(groups):
+        return sum(len(g) * max(lengths[n] for n in g) + training.GROUP_TOKENS for g in groups)
+
+    found = like_length(lengths)
+    assert sorted(n for g in found for n in g) == list(range(len(lengths)))
+    assert all(g == sorted(g) for g in found)
+    order = sorted(range(len(lengths)), key=lambda n: lengths[n])
+    cuts = range(2 ** (len(lengths) - 1))
+    every = []
+    for cut in cuts:
+        groups = [[order[0]]]
+        for place, n in enumerate(order[1:]):
+            if cut >> place & 1:
+                groups.append([])
+            groups[-1].append(n)
+        every.append(cost(groups))
+    assert cost(found) == min(every)
+
+
+def test_alike_rows_stay_together_in_their_order():
+    assert like_length([9, 10, 8, 10]) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "qwen3"])
+@pytest.mark.parametrize("share", [False, True])
+def test_rows_of_any_length_have_the_logits_and_gradients_that_each_has_alone(pico, name, share, monkeypatch):
+    monkeypatch.setattr(training, "GROUP_TOKENS", 4)
+    chat = pico(name)
+    lead = (5, 6, 7, 8)
+    rows = [
+        TrainRow((*lead, *range(3, 3 + length)), tuple(range(4, 4 + answer)))
+        for length, answer in ((2, 1), (20, 3), (3, 4), (19, 2), (1, 1), (9, 5))
+    ]
+    shared = common_prefix([r.prompt for r in rows]) if share else 0
+    groups = like_length([len(r.prompt) - shared + len(r.answer) for r in rows])
+    assert len(groups) > 1
+    weights = list(chat.model.parameters())
+    chat.model.requires_grad_(True)
+    try:
+        alone = [row_logits(chat, [row], 0) for row in rows]
+        logits, truth, sizes = row_logits(chat, rows, shared)
+        assert sizes == [len(r.answer) for r in rows]
+        assert truth.tolist() == [t for r in rows for t in r.answer]
+        wanted = torch.cat([one for one, _, _ in alone])
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+        given = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+        for one, other in zip(
+            torch.autograd.grad((logits * given).sum(), weights, allow_unused=True),
+            torch.autograd.grad((wanted * given).sum(), weights, allow_unused=True),
+            strict=True,
+        ):
+            if other is not None:
+                torch.testing.assert_close(one, other, atol=2e-3 * float(other.abs().max()), rtol=1e-3)
+    finally:
+        chat.model.requires_grad_(False)
