@@ -43,8 +43,7 @@ class Trials:
     def add(self, trial: Mapping[str, Any], edit: Edit | None = None, record: Mapping[str, Any] | None = None) -> None:
         """A finished trial; with the edit and its record, and a loss, where it did not diverge."""
         number, line = len(self.tried), {"trial": dict(trial)}
-        lowest = self.tried[self._kept]["loss"] if self.best else float("inf")
-        better = edit is not None and (self.best is None or trial["loss"] < lowest)
+        better = edit is not None and (not self.best or trial["loss"] < self.tried[self._kept]["loss"])
         if better:
             assert edit
             self.best = edit, dict(record or {})

@@ -14,9 +14,7 @@ from typing import Any
 from ..edits import Edit
 from ..files import write_whole
 
-LEAST_GAIN = (
-    0.01  # of what there was to forget: two rounds in turn that gain less end the run, and as much is no difference
-)
+LEAST_GAIN = 0.01  # of what there was to forget: a smaller difference between two rounds is none
 
 
 @dataclass

@@ -25,11 +25,13 @@ def prefix_cache(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> tuple[int
 
 
 def widened(cache: Any, rows: int) -> Any:
-    """A copy of a one-row cache for several rows."""
+    """A one-row cache for several rows, which go on from it by themselves; it stays as it is, and gradients reach it."""
     if cache is None:
         return None
-    wide = copy.deepcopy(cache)
-    wide.batch_repeat_interleave(rows)
+    wide = copy.copy(cache)
+    wide.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in wide.layers:
+        layer.keys, layer.values = (t.expand(rows, -1, -1, -1) for t in (layer.keys, layer.values))
     return wide
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import warnings
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ..edits import Edit, LowRank, Part, Replace
 from ..errors import Diverged, InputError, unknown
 from .activations import can_share, common_prefix
+from .cache import widened
 from .generation import answer_logits, pad_answers
 from .loading import ChatModel
 
@@ -252,7 +252,7 @@ def row_logits(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> tuple[
     for group in like_length([len(r.prompt) - shared + len(r.answer) for r in rows]):
         padded = pad_answers([rows[n].prompt[shared:] for n in group], [rows[n].answer for n in group])
         ids, mask, chosen = (t.to(chat.device) for t in padded)
-        logits = answer_logits(chat, ids, mask, chosen, _continued(cache, len(group)))
+        logits = answer_logits(chat, ids, mask, chosen, widened(cache, len(group)))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if len(group) == len(rows):
             return logits, ids[chosen], sizes
@@ -260,17 +260,6 @@ def row_logits(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> tuple[
         found |= dict(zip(group, zip(logits.split(own), ids[chosen].split(own), strict=True), strict=True))
     logits, truth = (torch.cat(parts) for parts in zip(*(found[n] for n in range(len(rows))), strict=True))
     return logits, truth, sizes
-
-
-def _continued(cache: Any, rows: int) -> Any:
-    """A one-row cache for several rows, which go on from it by themselves; gradients reach it."""
-    if cache is None:
-        return None
-    wide = copy.copy(cache)
-    wide.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in wide.layers:
-        layer.keys, layer.values = (t.expand(rows, -1, -1, -1) for t in (layer.keys, layer.values))
-    return wide
 
 
 def like_length(lengths: Sequence[int]) -> list[list[int]]:
