@@ -24,7 +24,7 @@ LONGEST = 200  # tokens of an answer to a held-out row
 LEAST_KEPT = 48  # at least so many of one to a row to keep, where its true answer is shorter
 SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
-CERTAIN = 0.25  # nats a token, the least that a limit on a likelihood goes by
+CERTAIN = 0.5  # nats a token, the least that a limit on a likelihood goes by
 KIND = 100  # retain rows of a group from which on it is looked at by itself
 
 
@@ -36,7 +36,7 @@ class Choosing(BaseModel):
     seed: int = Field(0, description="seed of what is drawn")
     keep: float = Field(0.85, ge=0, le=1, description="least ROUGE-1 on held-out rows to keep, relative to before")
     perplexity: float = Field(
-        1.1,
+        1.05,
         ge=1,
         description="largest perplexity of what the model said before to rows to keep, and of each kind of held-out retain "
         "rows, relative to before",
