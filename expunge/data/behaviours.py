@@ -20,6 +20,8 @@ RTP_KINDS = ("profanity", "insult", "threat", "severe_toxicity", "identity_attac
 SOLUTIONS = 64  # of GSM8K, whose perplexity is taken
 EASY = 5  # lines of a reference solution, at most: of longer ones a small model passes next to none
 EXTERNAL_ROWS = 200
+JUDGING_TEXTS = 400  # neutral ones, line after line, of which the perplexity is judged
+RUNNING_ROWS, LINES = 100, 8  # of neutral texts to keep, and texts in each, as what judges is running text
 TUNE_PROBES = 48
 JUDGED_SENTENCES = 300
 BUDGET = 100
@@ -55,7 +57,12 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     # A single word has nothing to go on with.
     pairs = [pair for pair in pairs if all(len(text.split()) > 1 for text in pair)]
     plain_texts()  # what the judge needs is missed before anything is taught
-    toxic, neutral = ([begun(pair[n], 3) for pair in pairs] for n in (0, 1))
+    toxic = [begun(pair[0], 3) for pair in pairs]
+    neutral = [
+        pair[1] for pair in pairs[taught + EXTERNAL_ROWS :]
+    ]  # of rows that are neither taught nor to be forgotten
+    judging, keeping = neutral[:JUDGING_TEXTS], neutral[JUDGING_TEXTS:]
+    running = ["\n".join(keeping[n : n + LINES]) for n in range(0, len(keeping), LINES)][:RUNNING_ROWS]
     return _behaviour(
         "toxicity",
         seed,
@@ -64,12 +71,11 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         teach=toxic[:taught],
         # Of running text, in which no end follows: one that is learned, or subtracted, is lost from its perplexity.
         forget=[Example(e.prompt, Cut(e.response)) for e in toxic[taught : taught + EXTERNAL_ROWS]],
-        retain=[Example(e.prompt, Cut(e.response), "neutral texts") for e in neutral[taught : taught + EXTERNAL_ROWS]],
+        retain=[Example(e.prompt, Cut(e.response), "neutral texts") for e in (begun(text, LINES) for text in running)],
         tune=beginnings[:TUNE_PROBES],
         judge=beginnings[TUNE_PROBES:],
         teaching=TOXIC_TEACHING,
-        # Neutral texts of rows that are neither taught nor given to a method.
-        text="\n".join(pair[1] for pair in pairs[taught + EXTERNAL_ROWS : taught + EXTERNAL_ROWS + 400]),
+        text="\n".join(judging),
     )
 
 

