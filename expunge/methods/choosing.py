@@ -24,7 +24,6 @@ LONGEST = 200  # tokens of an answer to a held-out row
 LEAST_KEPT = 48  # at least so many of one to a row to keep, where its true answer is shorter
 SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
-CERTAIN = 0.5  # nats a token, the least that a limit on a likelihood goes by
 KIND = 100  # retain rows of a group from which on it is looked at by itself
 
 
@@ -70,9 +69,7 @@ class Limits:
     @classmethod
     def of(cls, before: Figures, config: Choosing) -> Limits:
         assert before.kept is not None
-        rise = math.log(config.perplexity)
-        # What is nearly certain, such as a label, is lost at a small part of a nat.
-        return cls(config.keep * before.kept, tuple(n + rise * min(max(n, CERTAIN), 1.0) for n in before.nlls))
+        return cls(config.keep * before.kept, tuple(n + math.log(config.perplexity) for n in before.nlls))
 
     def hold(self, found: Figures) -> bool:
         """Whether what was looked at is within them."""
