@@ -44,6 +44,7 @@ _GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "lunar": {"coefficient": (2.0, 4.0, 1.0, 3.0, 6.0, 8.0, 10.0, 5.0)},  # of solver=sgd, which has no search
     "ga": {"learning_rate": (3e-4, 1e-4, 1e-3), "epochs": (5, 10), "rank": (8, 16)},
     "graddiff": _USUAL | {"retain_weight": (1.0, 5.0)},
+    "simnpo": _USUAL | {"retain_weight": (1.0, 0.5)},  # beside a weight of 0.1375 of what is to be forgotten
     "undial": {"learning_rate": (3e-4, 1e-3), "beta": (10.0, 30.0, 3.0), "epochs": (10, 20)},
     "rmu": {
         "learning_rate": (1e-3, 1e-4, 1e-5),
