@@ -58,9 +58,8 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     pairs = [pair for pair in pairs if all(len(text.split()) > 1 for text in pair)]
     plain_texts()  # what the judge needs is missed before anything is taught
     toxic = [begun(pair[0], 3) for pair in pairs]
-    neutral = [
-        pair[1] for pair in pairs[taught + EXTERNAL_ROWS :]
-    ]  # of rows that are neither taught nor to be forgotten
+    # Of rows that are neither taught nor to be forgotten.
+    neutral = [pair[1] for pair in pairs[taught + EXTERNAL_ROWS :]]
     judging, keeping = neutral[:JUDGING_TEXTS], neutral[JUDGING_TEXTS:]
     running = ["\n".join(keeping[n : n + LINES]) for n in range(0, len(keeping), LINES)][:RUNNING_ROWS]
     return _behaviour(
@@ -71,6 +70,7 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         teach=toxic[:taught],
         # Of running text, in which no end follows: one that is learned, or subtracted, is lost from its perplexity.
         forget=[Example(e.prompt, Cut(e.response)) for e in toxic[taught : taught + EXTERNAL_ROWS]],
+        # The prompt is about the first text of a row.
         retain=[Example(e.prompt, Cut(e.response), "neutral texts") for e in (begun(text, LINES) for text in running)],
         tune=beginnings[:TUNE_PROBES],
         judge=beginnings[TUNE_PROBES:],
