@@ -32,6 +32,7 @@ from .choosing import LONGEST, Choosing, Figures, HeldOut, Limits, figures, forg
 from .rounds import Rounds
 
 AGAIN = 128  # prompts that are answered anew at a time
+WORTH = 0.05  # of a round's rows, what a pass over the prompts has to bring for there to be another
 
 Progress = Callable[[int], None]
 
@@ -222,10 +223,12 @@ def _again(
     chat: ChatModel, task: ForgetTask, forget: Sequence[Example], config: ReleaseConfig, number: int
 ) -> list[Example]:
     """The forget prompts with what the model says to them now, where that is relevant (of that, the part to be forgotten);
-    in passes over the prompts of the rows, until there is a round's worth, at most `answers` of them."""
+    in passes over the prompts of the rows, until there is a round's worth or a pass brings next to none, at most `answers`
+    of them."""
     assert task.relevance
     found: list[Example] = []
     for turn in range(config.answers):
+        before = len(found)
         rng = random.Random(f"{config.seed} {number} {turn}")
         asked = rng.sample(list(forget), len(forget))
         for begin in range(0, len(asked), AGAIN):
@@ -241,6 +244,8 @@ def _again(
             ]
             if len(found) >= config.rows:
                 return found
+        if len(found) - before < WORTH * config.rows:
+            break
     return found
 
 
