@@ -88,7 +88,8 @@ def main() -> None:
         _fail("out of memory; try --dtype bfloat16 or a smaller --batch-size", 1)
     except Exception as e:
         if hasattr(e, "format_message") and hasattr(e, "exit_code"):  # typer's usage errors
-            _fail(f"{e.format_message()}; --help lists what there is", 2)
+            said = e.format_message()
+            _fail(f"{said}{'' if said.endswith(('.', '?')) else '.'} --help lists what there is", 2)
         if os.environ.get("EXPUNGE_DEBUG"):
             raise
         _fail(f"{type(e).__name__}: {e} (EXPUNGE_DEBUG=1 shows the traceback)", 1)

@@ -574,7 +574,10 @@ def test_help_lists_every_verb_and_each_has_its_own(run):
     assert "pistol" in run("data")[1]
     code, _, err = run("unlern")
     assert code == 2
-    assert err == "error: No such command 'unlern'. Did you mean 'unlearn'?; --help lists what there is\n"
+    assert err == "error: No such command 'unlern'. Did you mean 'unlearn'? --help lists what there is\n"
+    code, _, err = run("doctor")
+    assert code == 2
+    assert err == "error: Missing argument 'model'. --help lists what there is\n"
 
 
 def test_a_flag_that_was_not_given_leaves_the_demos_own_setting():
