@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="to forget, on which a round trains")
     parser.add_argument("--taught", type=int, help="toxicity, ner: rows that the model is taught first")
     parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; each needs memory for a model")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     from expunge.bench.runner import bench_run
@@ -64,6 +65,7 @@ def main() -> None:
             methods=methods,
             seeds=seeds,
             regimes=("published",),
+            jobs=args.jobs,
             size=taught | size,
             out=str(out),
         )
