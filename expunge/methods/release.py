@@ -32,7 +32,7 @@ from .choosing import LONGEST, Choosing, Figures, HeldOut, Limits, figures, forg
 from .rounds import Rounds
 
 AGAIN = 128  # prompts that are answered anew at a time
-WORTH = 0.05  # of a round's rows, what a pass over the prompts has to bring for there to be another
+WORTH = 0.05  # of a round's rows, or of the prompts, what a pass over these has to bring for there to be another
 
 Progress = Callable[[int], None]
 
@@ -244,7 +244,7 @@ def _again(
             ]
             if len(found) >= config.rows:
                 return found
-        if len(found) - before < WORTH * config.rows:
+        if found and len(found) - before < WORTH * min(config.rows, len(asked)):
             break
     return found
 

@@ -681,20 +681,25 @@ def test_of_what_the_model_still_says_only_the_part_to_forget_is_learned(pico, s
     assert {e.response for e in found} == {"bad"}
 
 
-@pytest.mark.parametrize(("rows", "passes"), [(20, 4), (21, 1)])
-def test_prompts_are_not_asked_on_and_on_for_a_few_rows(pico, small_task, monkeypatch, rows, passes):
-    """A pass that brings less than a twentieth of a round's rows is the last."""
+@pytest.mark.parametrize(
+    ("rows", "prompts", "bad", "passes"),
+    [(20, 30, {0}, 4), (21, 30, {0}, 1), (1000, 20, {0}, 4), (1000, 21, {0}, 1), (1000, 30, set(), 4)],
+)
+def test_prompts_are_not_asked_on_and_on_for_a_few_rows(pico, small_task, monkeypatch, rows, prompts, bad, passes):
+    """A pass that brings less than a twentieth of a round's rows, or of the prompts where they are fewer, is the last; that
+    nothing is left is not said before all passes."""
     asked: list[int] = []
 
     def sampled(_, prompts, *__, **___):
         asked.append(len(prompts))
-        return [Generated("bad" if n == 0 else "good", (5,), True) for n in range(len(prompts))]
+        return [Generated("bad" if n in bad else "good", (5,), True) for n in range(len(prompts))]
 
     monkeypatch.setattr(module, "sampled", sampled)
     task = replace(small_task, relevance=lambda answers: [float("bad" in a) for a in answers])
-    found = module._again(pico("llama"), task, task.forget, ReleaseConfig(answers=4, rows=rows), 1)
-    assert asked == [len(task.forget)] * passes
-    assert len(found) == passes
+    forget = [small_task.forget[0]] * prompts
+    found = module._again(pico("llama"), task, forget, ReleaseConfig(answers=4, rows=rows), 1)
+    assert asked == [prompts] * passes
+    assert len(found) == passes * len(bad)
 
 
 @pytest.mark.parametrize(
