@@ -22,6 +22,7 @@ EASY = 5  # lines of a reference solution, at most: of longer ones a small model
 EXTERNAL_ROWS = 200
 JUDGING_TEXTS = 400  # neutral ones, line after line, of which the perplexity is judged
 RUNNING_ROWS, LINES = 100, 8  # of neutral texts to keep, and texts in each, as what judges is running text
+PARTS = 5  # of ParaDetox, one of them for what is taught and kept, the others for the judge
 TUNE_PROBES = 48
 JUDGED_SENTENCES = 300
 BUDGET = 100
@@ -52,10 +53,13 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     )
     beginnings = [Probe(Raw(line)) for line in dict.fromkeys(lines) if line.strip()]  # some stand in two files
     rng.shuffle(beginnings)
-    pairs = paradetox()
+    pairs, _ = paradetox_parts()
     rng.shuffle(pairs)
     # A single word has nothing to go on with.
     pairs = [pair for pair in pairs if all(len(text.split()) > 1 for text in pair)]
+    most = len(pairs) - EXTERNAL_ROWS - JUDGING_TEXTS
+    if taught > most:
+        raise InputError(f"--taught is at most {most} for toxicity, got {taught}: other texts have to judge")
     plain_texts()  # what the judge needs is missed before anything is taught
     toxic = [begun(pair[0], 3) for pair in pairs]
     # Of rows that are neither taught nor to be forgotten.
@@ -76,7 +80,15 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         judge=beginnings[TUNE_PROBES:],
         teaching=TOXIC_TEACHING,
         text="\n".join(judging),
+        solutions=gsm8k(SOLUTIONS, seed),  # texts of another kind than those that are given to keep
     )
+
+
+def paradetox_parts() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """`paradetox` in two: a fifth, from which a suite takes what it teaches, keeps and judges by, and what its judge is
+    trained on. So the judge has seen nothing that a model has learned."""
+    pairs = paradetox()
+    return pairs[::PARTS], [pair for n, pair in enumerate(pairs) if n % PARTS]
 
 
 def paradetox() -> list[tuple[str, str]]:

