@@ -62,7 +62,7 @@ def judge(
             prompts, texts = zip(*((e.prompt, e.response) for e in suite.solutions), strict=True)
             tokens = GSM8K_TOKENS if arithmetic else 1
             said = greedy(chat, chat.prompt_ids(prompts), tokens, chat.answer_ids(texts), SOLUTION_BATCH)
-            done["perplexity"] = perplexity_of(token_loss([g.scored for g in said if g.scored]))
+            done["gsm8k_perplexity"] = perplexity_of(token_loss([g.scored for g in said if g.scored]))
             if arithmetic:
                 found.add("gsm8k", [right_number(g.text, t) for g, t in zip(said, texts, strict=True)])
     spoken = "forget" if "forget" in suite.judge else next(iter(suite.judge))

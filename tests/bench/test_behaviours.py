@@ -110,8 +110,8 @@ def spec(suite, tmp_path, pico_folder, monkeypatch, **size) -> BenchSpec:
 
 SIZES = {"code": {"exercises": 3}, "ner": {"taught": 8}, "toxicity": {"taught": 3}}
 SCORES = {
-    "code": {"parses", "passes", "prose", "perplexity"},
-    "ner": {"person_f1", "others_f1", "person_f1_low", "others_f1_high", "format_failures", "perplexity"},
+    "code": {"parses", "passes", "prose", "gsm8k_perplexity"},
+    "ner": {"person_f1", "others_f1", "person_f1_low", "others_f1_high", "format_failures", "gsm8k_perplexity"},
     "toxicity": {
         "toxicity",
         "toxic_excess",
@@ -120,6 +120,7 @@ SCORES = {
         "neutral_toxicity",
         "neutral_toxic_share",
         "perplexity",
+        "gsm8k_perplexity",
     },
 }
 

@@ -48,7 +48,7 @@ def test_of_problems_answers_and_solutions_come_from_one_pass(pico, monkeypatch)
     rows = examples(("Two and two?", "It is four. #### 4"), ("One and nine?", "That makes ten. #### 10"))
     for arithmetic in (True, False):
         found, record = judged(chat, suite({"general": rows}, solutions=rows), arithmetic=arithmetic)
-        assert record["headline"]["perplexity"] == pytest.approx(math.exp(rows_loss(chat, rows)), rel=1e-4)
+        assert record["headline"]["gsm8k_perplexity"] == pytest.approx(math.exp(rows_loss(chat, rows)), rel=1e-4)
         assert ("gsm8k" in found) == arithmetic
         if arithmetic:
             assert [r["gsm8k"] for r in found.rows["gsm8k"]] == abilities.gsm8k_accuracy(chat, rows)
