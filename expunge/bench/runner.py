@@ -13,6 +13,7 @@ from ..evaluation.behaviours import BEHAVIOURS
 from ..methods import method
 from ..progress import Reporter
 from ..provenance import versions
+from ..reveal.run import check as check_reveal
 from ..spec import BenchSpec, RevealSpec, checked
 from . import settings
 from .estimate import Rates, seconds, words
@@ -149,7 +150,7 @@ def check(spec: BenchSpec) -> None:
         )
     suite = suite_of(spec.suite, spec.size, spec.seeds[0])
     if suite.reveal:
-        checked(RevealSpec, dict(suite.reveal))
+        check_reveal(checked(RevealSpec, dict(suite.reveal)), spec.seeds[0])
     for name, variant in map(settings.parsed, spec.methods):
         if "tuned" in spec.regimes:
             settings.grid(name, variant, spec.trials, len(suite.fit.forget) or settings.REVEALED_ROWS)

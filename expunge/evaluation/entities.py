@@ -1,4 +1,5 @@
-"""Named entities: exact spans, F1 by type."""
+"""Named entities in answers, and F1 by type. A span is exact where its type and its text are; it counts once a sentence, as an
+answer does not say where it stands."""
 
 from __future__ import annotations
 

@@ -183,7 +183,8 @@ def roots(prompts: Iterable[Prompt]) -> dict[Prompt, Prompt]:
 
 def forget_split(task: ForgetTask, config: Choosing) -> tuple[Sequence[Example], Sequence[Example]]:
     """(rows that fit, rows that choose): where relevance tells what answers show, rows of other prompts, with other roots;
-    else rewrites of the fitted rows, as forgetting one fact need not forget another."""
+    else rewrites of the fitted rows, as forgetting one fact need not forget another. Texts to go on with have none: those
+    that are fitted choose."""
     if task.relevance:
         own = roots(e.prompt for e in task.forget)
         sizes = Counter(own.values())
@@ -202,6 +203,6 @@ def forget_split(task: ForgetTask, config: Choosing) -> tuple[Sequence[Example],
             held, min(len(held), config.most_held_out)
         )
     asked = rewrites(task.forget, "tune")
-    if not asked:  # texts to go on with
+    if not asked:
         return task.forget, task.forget[: config.most_held_out]
     return task.forget, random.Random(config.seed).sample(asked, min(len(asked), config.most_held_out))

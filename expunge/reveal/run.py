@@ -48,11 +48,15 @@ def reveal_config(spec: RevealSpec, seed: int) -> RevealConfig:
 
 def check(spec: RevealSpec, seed: int) -> None:
     """Raises `InputError` for what cannot be revealed or searched for, before a model is loaded."""
+    from .tasks import SCORERS
+
     reveal_config(spec, seed)
     if not spec.asked:
         raise InputError("nothing to reveal: pass --subject NAME, --task TASK or --oracle module:function")
     if spec.task is None:
         target_of(spec, None)
+    elif scorer := SCORERS.get(spec.task):
+        scorer(())
 
 
 def target_of(spec: RevealSpec, chat: ChatModel | None) -> Target:

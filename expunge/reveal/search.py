@@ -55,7 +55,9 @@ class RevealConfig(BaseModel):
     exploration: float = Field(0.1, ge=0, description="nu of NeuralUCB")
     scale: float = Field(1.0, gt=0, description="length of a soft token, in mean lengths of the model's embeddings")
     wander: float = Field(0.7, gt=0, description="temperature at which instructions are decoded")
-    best: int = Field(8, ge=1, description="instructions that are kept, and answered more often")
+    best: int = Field(
+        8, ge=1, description="instructions that are kept, and answered more often; a later round looks around as many"
+    )
     more: int | None = Field(None, ge=0, description="further answers to each of these; default: 32, of a task 96")
     seed: int = Field(0, description="seed of points, map and answers")
 

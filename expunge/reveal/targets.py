@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DRAWS = 2  # answers to each, where they are sampled
 KEPT_TOKENS = 48  # longest answer to one
 KEPT_TEMPERATURE = 0.7  # of sampled ones: of a small model, those at 1 are often wrong
-KEPT = "what was found so far is kept, and --resume goes on with it"
+KEPT = "what was found so far is kept, and --resume (of bench: the same command) goes on with it"
 
 
 @dataclass(frozen=True)

@@ -349,3 +349,6 @@ TASKS: dict[str, Callable[[ChatModel], Target]] = {
     "ner-person": ner_person,
     "code": lambda _: code(),
 }
+
+# What tells how much an answer shows, where that is an extra package: of no texts it says nothing, or that it is missing.
+SCORERS: dict[str, Callable[[Sequence[str]], object]] = {"toxicity": profanity, "ner-person": persons}

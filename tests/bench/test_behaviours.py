@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import inspect
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -208,6 +209,12 @@ def test_texts_are_left_that_judge_toxicity(files):
     assert data.toxicity(taught=most).text
     with pytest.raises(InputError, match=f"--taught is at most {most} for toxicity, got {most + 1}"):
         data.toxicity(taught=most + 1)
+
+
+def test_a_scorer_that_is_not_installed_is_missed_before_anything_is_taught(files, tmp_path, pico_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "profanity_check", None)
+    with pytest.raises(InputError, match=r"pip install 'expunge\[toxicity\]'"):
+        bench_run(spec("toxicity", tmp_path, pico_folder, monkeypatch, taught=3), QUIET)
 
 
 def test_nothing_is_taught_where_no_row_is(files):

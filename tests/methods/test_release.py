@@ -538,6 +538,14 @@ def test_rows_of_other_prompts_choose_where_relevance_tells(small_task):
     assert len(fit) + len(choose) == 3
 
 
+def test_texts_to_be_forgotten_word_by_word_choose_themselves(small_task):
+    """Rows to go on with have no other wording, and of other texts nothing need be forgotten."""
+    rows = [Example(Raw(f"Once upon {n}"), f" a time {n}") for n in range(8)]
+    fit, choose = choosing.forget_split(small_task.but(forget=rows), ReleaseConfig(most_held_out=5))
+    assert list(fit) == rows
+    assert list(choose) == rows[:5]
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_penalty_by_hand_and_what_it_does(pico, small_task, name):
     chat = pico(name)
@@ -570,6 +578,26 @@ def test_the_penalty_by_hand_and_what_it_does(pico, small_task, name):
     train(chat, rows, settings.model_copy(update={"epochs": 1}), penalty=lambda m: penalty(m, True, 0.5))
     assert seen == {False: True, True: True}
     assert apart[0.5] < 0.5 * apart[0.0]
+
+
+@pytest.mark.parametrize("retain_first", [True, False])
+def test_a_round_holds_its_modules_apart_by_either_penalty(pico, small_task, retain_first):
+    found = {}
+    for penalty, weight in (("absolute", 0.0), ("absolute", 0.5), ("squared", 0.5)):
+        config = ReleaseConfig(
+            epochs=10,
+            learning_rate=1e-2,
+            rank=4,
+            same_start=False,
+            retain_first=retain_first,
+            orthogonality=weight,
+            penalty=penalty,
+        )
+        kept, gone = module._modules(pico("llama"), small_task.forget, small_task.retain, config, 0, None)
+        found[penalty, weight] = interference(kept, gone)["interference"]
+    assert found["absolute", 0.5] < 0.5 * found["absolute", 0]
+    assert found["squared", 0.5] < 0.9 * found["absolute", 0]
+    assert found["squared", 0.5] != found["absolute", 0.5]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -10,7 +10,7 @@ import pytest
 
 from expunge import methods
 from expunge.data.examples import Cut, Example, ForgetTask, read_examples
-from expunge.evaluation import embedding, scores
+from expunge.evaluation import embedding, scores, tagger
 from expunge.methods import choosing
 from expunge.models.loading import cache_dir
 from expunge.reveal import search, subject
@@ -48,6 +48,25 @@ def interrupt(monkeypatch) -> None:
         return real(self, name, make)
 
     monkeypatch.setattr(Memo, "once", killed)
+
+
+@pytest.mark.parametrize(
+    ("task", "module", "extra"), [("toxicity", "profanity_check", "toxicity"), ("ner-person", "spacy", "ner")]
+)
+def test_a_scorer_that_is_not_installed_is_missed_before_anything_is_loaded(
+    run, tiny_folder, tmp_path, monkeypatch, task, module, extra
+):
+    tagger._tagger.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("expunge.run.load", None)
+    for words in (
+        ("reveal", tiny_folder, "--task", task),
+        ("unlearn", tiny_folder, "--task", task, "--method", "reveal-release"),
+    ):
+        done = run(*words, "--out", tmp_path / "out")
+        assert done.code == 2
+        assert f"pip install 'expunge[{extra}]'" in done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_reveal_writes_rows_that_unlearn_reads(run, tiny_folder, tmp_path):
