@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import release as parts
 from expunge.bench import settings
+from expunge.bench.results import Cell, Results
 from expunge.methods import method
 from expunge.methods.choosing import Figures, Limits
 from expunge.methods.release import ReleaseConfig
@@ -32,3 +33,50 @@ def test_one_step_of_the_same_total_is_trained_as_a_round_is_and_taken_whatever_
         assert merge.scale == 4.5
         assert merge.epochs == ReleaseConfig().passes(40) > ReleaseConfig().passes(300)
         assert merge.learning_rate == ReleaseConfig().learning_rate
+
+
+def test_the_one_step_is_as_large_as_the_rounds_and_all_is_printed(monkeypatch, tmp_path, capsys):
+    """With a stand-in for the benchmark: two rounds of each variant, of seeds whose totals differ."""
+    asked = []
+
+    def bench_run(spec, _):
+        asked.append(spec)
+        found = Results(tmp_path, str(spec.size), {})  # with the cells of an earlier run
+        for number, text in enumerate(spec.methods):
+            for seed in spec.seeds:
+                name, variant = settings.parsed(text)
+                logs = [{"rows": 30 + seed, "cosine": number / 10, "interference": number}] * 2
+                cell = Cell(seed, name, "published", variant)
+                found.add(cell, {"round_log": logs, "total_forget_step": 3.0 + seed} if name == parts.METHOD else {})
+        return found
+
+    monkeypatch.setattr("expunge.bench.runner.bench_run", bench_run)
+    monkeypatch.setattr("expunge.bench.table.report", lambda out: f"the table of {out}")
+    out = tmp_path / "out"
+    words = [
+        "release.py",
+        "ner",
+        "--seeds",
+        "0,1",
+        "--rows",
+        "100",
+        "--taught",
+        "50",
+        "--budget",
+        "7",
+        "--out",
+        str(out),
+    ]
+    monkeypatch.setattr("sys.argv", words)
+    parts.main()
+    own, once, external = asked
+    whole = parts.as_it_comes(100)
+    assert own.methods == (whole, *(f"{whole}:{part}" for part in parts.PARTS))
+    assert once.methods == parts.at_once(whole, 3.5, [30, 31])
+    assert external.methods == (whole,)
+    assert own.size == once.size == {"taught": 50, "budget": 7}
+    assert external.size == {"taught": 50, "forget_data": "external"}
+    said = capsys.readouterr().out
+    assert f"the table of {out}" in said
+    assert "| revealed | retain_module=false | 4 | 0.100 | 1.0 |" in said
+    assert "| external | as it comes | 4 | 0.000 | 0.0 |" in said
