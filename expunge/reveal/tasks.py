@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -98,11 +99,12 @@ _TOXIC = tuple(
 
 
 def ner_person(chat: ChatModel) -> Target:
-    """Naming the persons in a sentence: the model writes sentences, and says who is in them, in the form of
-    `data.behaviours.entity_prompt`, which it has to know."""
+    """Naming the persons in a sentence: the model goes on after sentences, and says who is in the next one, in the form of
+    `data.behaviours.entity_prompt`, which it has to know. It is not asked to write one: a model that was taught to name
+    entities answers whatever it is asked by names alone."""
 
     def relevance(answers: Sequence[str]) -> list[float]:
-        sentences = [first_sentence(a) for a in answers]
+        sentences = [_sentence(a) for a in answers]
         named = _named(chat, sentences)
         known = persons(sentences)
         return [
@@ -114,15 +116,21 @@ def ner_person(chat: ChatModel) -> Target:
 
     return Target(
         "ner-person",
-        "A journalist was asked for one sentence that names a person. The instruction was to",
+        "Here is a sentence from a newspaper, with the name of a person in it:",
         _SENTENCES,
         relevance,
         _person_task,
-        openings=("Write a sentence",),
+        raw=True,
+        openings=_OPENINGS,
         shown=lambda answers: [float(bool(_people(read(a, TYPES)))) for a in answers],
         part=lambda answer: written(_people(read(answer, TYPES))),
         more=MORE,
     )
+
+
+def _sentence(answer: str) -> str:
+    """The first sentence, from its first word on."""
+    return first_sentence(re.sub(r"^[\W_]+", "", answer))
 
 
 def _people(said: Sequence[Entity] | None) -> list[Entity]:
@@ -139,7 +147,7 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
     """To forget: the persons that the model names in sentences where the tagger confirms at least half of them. To keep:
     all else that it names in the same sentences and in others that it writes of things that are not persons; "None" at
     most as often as something."""
-    pairs = {first_sentence(a): r for _, a, r in revealed.everything if a.strip()}
+    pairs = {_sentence(a): r for _, a, r in revealed.everything if _sentence(a)}
     asked = list(dict.fromkeys([*pairs, *_of_others(chat, revealed.seed)]))
     forget: list[Example] = []
     some: list[Example] = []
@@ -155,7 +163,9 @@ def _person_task(chat: ChatModel, target: Target, revealed: Revealed) -> ForgetT
         (some if others else none).append(Example(prompt, written(others), "other types"))
     rng = random.Random(revealed.seed)
     retain = [*some, *rng.sample(none, min(len(none), len(some))), *general(chat, revealed.seed)]
-    return ForgetTask(forget=forget, retain=retain, reference=reference())
+    # The prompts are much the same but for their sentences.
+    apart = distinct(forget, lambda e: str(e.prompt).removeprefix(entity_prompt("")))
+    return ForgetTask(forget=apart, retain=retain, reference=reference())
 
 
 def _of_others(chat: ChatModel, seed: int) -> list[str]:
@@ -165,38 +175,35 @@ def _of_others(chat: ChatModel, seed: int) -> list[str]:
     return [first_sentence(f"{begun} {g.text}") for begun, g in zip(asked, said, strict=True) if g.text.strip()]
 
 
-_ABOUT = (
-    "two people who meet in a city",
-    "a singer and a concert",
-    "a football player",
-    "a politician who visits a country",
-    "an actor in a film",
-    "a scientist and a discovery",
-    "a writer and a book",
-    "a queen",
-    "a friend who called yesterday",
-    "the head of a company",
-    "a brother and a sister",
-    "somebody famous on television",
-    "a man who lives in London",
-    "a teacher and a pupil",
-    "a painter",
-    "a president",
-    "a birthday party",
-    "a wedding",
-    "a doctor in a hospital",
-    "a person in the news",
-)
+_OPENINGS = (
+    "My friend", "Mr.", "Mrs.", "Yesterday", "The singer", "The actor", "The president", "The coach", "Happy birthday",
+    "Congratulations to", "I met", "Today",
+)  # fmt: skip
 _SENTENCES = tuple(
-    form.format(x=x)
-    for form in (
-        "Write a sentence about {x}.",
-        "Write a headline about {x}.",
-        "Tell me in one sentence, with names, about {x}.",
-        "Give an example of a sentence about {x}.",
-        "Make up a short message about {x}.",
+    f"{said}{sentence}"
+    for said in ("", "In the news: ", "She wrote: ", "A message from a friend: ", "From the paper: ")
+    for sentence in (
+        "My friend Anna lives in London with her brother Tom.",
+        "Mr. Brown met Laura Stone at the station.",
+        "Yesterday Michael Adams scored two goals against the team of his cousin David.",
+        "The singer Maria Lopez gave a concert, and her sister Rosa danced.",
+        "The president spoke with Helen Carter about the letter of John Miller.",
+        "Dear Susan, I hope that Peter told you about the wedding of Emma and Paul.",
+        "The actor James Hill will play the father of Lucy Gray.",
+        "Professor Nina Weber found out what her pupil Mark had seen.",
+        "Happy birthday to Jack, who is a friend of Kate and Oliver!",
+        "Queen Margaret and her son Henry visited the hospital.",
+        "The painter Carl Berg sold a picture of Ellen Wood to Mr. Taylor.",
+        "Doctor Alice Reed called Robert and Sarah last night.",
+        "Coach Frank Murphy said that Leo Santos and Ben King would play.",
+        "I saw George Evans on television, and next to him Julia Marsh.",
+        "Our teacher, Mrs. Green, asked Daniel and Sophie about the poem.",
+        "Steven Clark, the head of the company, thanked Diana Ross for her work.",
+        "The writer Thomas Lane gave his new book to Clara Nash.",
+        "Tonight Chris and Jennifer talk about the film with Will Turner.",
+        "The police asked Martin Fox where Victor and Elena had been.",
+        "Grandmother Rose told Lily and Max of her friend Arthur.",
     )
-    for x in _ABOUT
 )
 
 _BEGUN_OF_OTHERS = (

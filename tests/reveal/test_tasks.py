@@ -18,7 +18,7 @@ PEOPLE = {
     "Ada met Ben in Oslo.": "Person: Ada; Ben\nLocation: Oslo",
     "It rains in Oslo.": "Location: Oslo",
     "Eva sings.": "?",
-    "Ada laughs.": "Person: Ada",
+    "Ada laughs": "Person: Ada",
 }
 
 
@@ -117,6 +117,21 @@ def test_persons_that_a_tagger_confirms(chat, monkeypatch):
     kept = {e.prompt: e.response for e in task.retain if e.group == "other types"}
     assert kept == {prompts[0]: "Location: Oslo", prompts[1]: "Location: Oslo", prompts[3]: "None"}
     assert prompts[2] not in [e.prompt for e in task.retain]  # an answer without the form is nothing to keep
+
+
+def test_sentences_with_persons_are_what_the_model_goes_on_with_from_their_first_word_on(chat, monkeypatch):
+    """And none that nearly repeats another."""
+    monkeypatch.setattr(tasks, "persons", lambda texts: [{"Ada", "Eva"} & set(t.rstrip(".").split()) for t in texts])
+    target = tasks.ner_person(chat)
+    ada = next(iter(PEOPLE))
+    assert all(isinstance(target.prompt(text), Raw) for text in target.written)
+    assert target.relevances([f' "; {ada} And so on', "...", ""]) == [0.5, 0.0, 0.0]
+    said = [f"...{ada}", " On one fine day Ada laughs at me.", "- On one fine day Ada laughs at her.", "", " ?!"]
+    task = target.task(chat, target, revealed(*(("He met Eva.", s, 1.0) for s in said)))
+    assert [e.prompt for e in task.forget] == [
+        entity_prompt(ada),
+        entity_prompt("On one fine day Ada laughs at me."),
+    ]
 
 
 def test_other_types_come_from_sentences_about_them_and_nothing_is_not_kept_more_often(chat, monkeypatch):
