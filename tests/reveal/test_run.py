@@ -13,9 +13,10 @@ from expunge.data.examples import Cut, Example, ForgetTask, read_examples
 from expunge.evaluation import embedding, scores, tagger
 from expunge.methods import choosing
 from expunge.models.loading import cache_dir
-from expunge.reveal import search, subject
+from expunge.reveal import search, subject, tasks
 from expunge.reveal.memo import Memo
 from expunge.reveal.search import Query, Revealed
+from expunge.reveal.targets import Target, plain_task
 from tests.conftest import FORGET, RETAIN, rows_file
 
 SMALL = ("--budget", "6")
@@ -67,6 +68,31 @@ def test_a_scorer_that_is_not_installed_is_missed_before_anything_is_loaded(
         assert done.code == 2
         assert f"pip install 'expunge[{extra}]'" in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_is_revealed_by_its_name(run, tiny_folder, tmp_path, monkeypatch):
+    mine = Target("code", "The instruction was to", ("Say a.",), relevance, plain_task)
+    monkeypatch.setitem(tasks.TASKS, "code", lambda chat: mine)
+    out = tmp_path / "rows.jsonl"
+    assert run("reveal", tiny_folder, "--task", "code", *SMALL, *with_sets(), "--out", out).code == 0
+    rows = read_examples(out)
+    assert {e.group for e in rows} == {"code"}
+    assert all(relevance([e.response]) == [1.0] for e in rows)
+
+
+def test_answers_that_are_all_empty_end_it_and_what_was_found_is_kept(run, tiny_folder, tmp_path, monkeypatch):
+    real = search.sampled
+    monkeypatch.setattr(search, "sampled", lambda *given: [type(g)("", (), True) for g in real(*given)])
+    out = tmp_path / "rows.jsonl"
+    words = ("reveal", tiny_folder, *ORACLE, *SMALL, *with_sets(), "--out", out)
+    done = run(*words)
+    assert done.code == 1
+    assert "are empty" in done.err
+    assert not out.exists()
+    said = (tmp_path / "rows.jsonl.partial" / "said.jsonl").read_text().splitlines()
+    assert "instructions 0" in [json.loads(line)["name"] for line in said]
+    assert run(*words, "--resume").code == 1  # the answers stay empty; what was decoded is read
+    assert (tmp_path / "rows.jsonl.partial" / "said.jsonl").read_text().splitlines() == said
 
 
 def test_reveal_writes_rows_that_unlearn_reads(run, tiny_folder, tmp_path):
