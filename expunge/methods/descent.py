@@ -292,7 +292,7 @@ def by_steps(
     edit = optimise(
         chat,
         batches,
-        loss,
+        lambda trained, batch: (loss(trained, batch),),
         config,
         steps,
         (lambda _, __: progress(1)) if progress else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -24,6 +24,9 @@ from .loading import ChatModel
 
 KEPT_BYTES = 90  # of activations that a step keeps, a token, layer and hidden unit; as measured, with LoRA
 GROUP_TOKENS = 256  # what it costs to run a step's rows in one group more, in padded tokens: weights are read once more
+# Of a step, padded: of so many tokens (of a row, if it has more) activations are kept until their gradients are there. A
+# processor is as quick with few; a GPU is not, and has the memory.
+PART_TOKENS = {"cpu": 512, "cuda": 8192}
 
 
 class TrainConfig(BaseModel):
@@ -90,17 +93,18 @@ def train(
     """
     if not rows:
         raise InputError("nothing to train on")
-    recompute = recomputed(chat, [rows], config.batch_size)
+    recompute = recomputed(chat, [rows], config.batch_size, part_tokens(chat))
     shared = shared_prefix(chat, rows, config, recompute)
 
-    def loss_of(trained: ChatModel, part: Sequence[TrainRow]) -> Tensor:
-        loss = mean_loss(trained, part, shared)
-        return loss + penalty(trained.model) if penalty else loss
+    def losses_of(trained: ChatModel, batch: Sequence[TrainRow]) -> Iterator[Tensor]:
+        yield from mean_losses(trained, batch, shared)
+        if penalty:
+            yield penalty(trained.model)
 
     edit = optimise(
         chat,
         lambda rng: _batches(rows, config.batch_size, rng),
-        loss_of,
+        losses_of,
         config,
         math.ceil(len(rows) / config.batch_size),
         progress,
@@ -111,14 +115,15 @@ def train(
     return edit
 
 
-def recomputed(chat: ChatModel, roles: Sequence[Sequence[TrainRow]], batch_size: int) -> bool:
-    """Whether the activations of a step (so many rows of each role) are to be computed once more on the way back, and not
-    kept: they could take more than a third of the free memory. It costs a forward pass more, and a shared prefix is run
-    for every row."""
+def recomputed(chat: ChatModel, roles: Sequence[Sequence[TrainRow]], batch_size: int, part: float = math.inf) -> bool:
+    """Whether the activations of a step (so many rows of each role, or `part` of their tokens) are to be computed once more on
+    the way back, and not kept: they could take more than a third of the free memory. It costs a forward pass more, and a
+    shared prefix is run for every row."""
     from psutil import virtual_memory
 
     sizes = [sorted((len(r.prompt) + len(r.answer) for r in rows), reverse=True)[:batch_size] for rows in roles]
-    kept = sum(map(sum, sizes)) * len(chat.layout) * chat.layout.hidden * KEPT_BYTES
+    tokens = min(sum(map(sum, sizes)), max(part, *(row for some in sizes for row in some[:1]), 0))
+    kept = tokens * len(chat.layout) * chat.layout.hidden * KEPT_BYTES
     free = torch.cuda.mem_get_info(chat.device)[0] if chat.device.type == "cuda" else virtual_memory().available
     return kept > free / 3 and bool(getattr(chat.model, "supports_gradient_checkpointing", False))
 
@@ -126,7 +131,7 @@ def recomputed(chat: ChatModel, roles: Sequence[Sequence[TrainRow]], batch_size:
 def optimise(
     chat: ChatModel,
     batches: Callable[[random.Random], Iterator[Sequence[Any]]],
-    loss_of: Callable[[ChatModel, Any], Tensor],
+    losses_of: Callable[[ChatModel, Any], Iterable[Tensor]],
     config: TrainConfig,
     steps: int,
     progress: Callable[[int, float], None] | None = None,
@@ -137,8 +142,8 @@ def optimise(
 
     Args:
         batches: a random generator -> the batches of one epoch, `steps` of them.
-        loss_of: (the model in training, a batch) -> the loss to go down. With LoRA, the model in training is peft's,
-            whose adapter can be disabled.
+        losses_of: (the model in training, a batch) -> losses, whose sum is to go down; the activations of each are dropped
+            before the next is asked for. With LoRA, the model in training is peft's, whose adapter can be disabled.
         progress, stop: as in `train`. recompute: see `recomputed`; the loss then has to do without a key-value cache.
     """
     from accelerate import Accelerator
@@ -163,20 +168,22 @@ def optimise(
         step = 0
         for epoch in range(config.epochs):
             total, count = 0.0, 0
-            for part in batches(rng):
-                loss = loss_of(trained, part)
-                if not torch.isfinite(loss):
-                    raise Diverged(step + 1, "the loss is not finite")
+            for batch in batches(rng):
                 optimizer.zero_grad()
-                accelerator.backward(loss)
+                value = 0.0
+                for loss in losses_of(trained, batch):
+                    if not torch.isfinite(loss):
+                        raise Diverged(step + 1, "the loss is not finite")
+                    accelerator.backward(loss)
+                    value += loss.item()
                 torch.nn.utils.clip_grad_norm_(weights, config.clip)
                 optimizer.step()
                 schedule.step()
                 step += 1
-                total += loss.item()
+                total += value
                 count += 1
                 if progress:
-                    progress(len(part), loss.item())
+                    progress(len(batch), value)
             if stop and stop(epoch + 1, total / count):
                 break
         parts = harvest()
@@ -279,13 +286,29 @@ def like_length(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def mean_loss(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Tensor:
-    """Mean over rows (weighted) of the mean cross-entropy over answer tokens."""
-    logits, truth, sizes = row_logits(chat, rows, shared)
-    losses = F.cross_entropy(logits, truth, reduction="none").split(sizes)
-    return sum((one.mean() * r.weight for one, r in zip(losses, rows, strict=True)), logits.new_zeros(())) / sum(
-        r.weight for r in rows
-    )
+def mean_losses(chat: ChatModel, rows: Sequence[TrainRow], shared: int) -> Iterator[Tensor]:
+    """In parts, the mean over rows (weighted) of the mean cross-entropy over answer tokens."""
+    weights = sum(r.weight for r in rows)
+    for group in _in_parts([len(r.prompt) - shared + len(r.answer) for r in rows], part_tokens(chat)):
+        part = [rows[n] for n in group]
+        logits, truth, sizes = row_logits(chat, part, shared)
+        losses = F.cross_entropy(logits, truth, reduction="none").split(sizes)
+        yield sum((one.mean() * r.weight for one, r in zip(losses, part, strict=True)), logits.new_zeros(())) / weights
+
+
+def part_tokens(chat: ChatModel) -> int:
+    """`PART_TOKENS` of the model's device."""
+    return PART_TOKENS.get(chat.device.type, PART_TOKENS["cuda"])
+
+
+def _in_parts(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """The rows' numbers, those of like length together, in parts of at most so many tokens when they are padded."""
+    for group in like_length(lengths):
+        size = max(most // max(lengths[n] for n in group), 1)
+        # Of equal size, as far as it goes: a last part of a row or two would cost as much as a larger one.
+        count = math.ceil(len(group) / size)
+        for part in range(count):
+            yield group[part * len(group) // count : (part + 1) * len(group) // count]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
@@ -64,6 +65,53 @@ def test_activations_that_do_not_fit_are_computed_once_more_to_the_same_result(
     assert not chat.layout.block(chat.model, 0).gradient_checkpointing
     alike(usual, again)
     assert torch.equal(torch.get_rng_state(), state)  # the caller's draws are its own
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_a_step_in_parts_gives_the_same(pico, small_task, adapter, monkeypatch):
+    """Whatever the rows weigh, and with a penalty beside them."""
+    chat = pico()
+    rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.retain])
+    rows = [replace(row, weight=1.0 + n % 3) for n, row in enumerate(rows)]
+    config = TrainConfig(adapter=adapter, epochs=3, batch_size=5)
+    real, seen = training.row_logits, []
+
+    def counted(chat, part, shared):
+        seen.append(len(part))
+        return real(chat, part, shared)
+
+    monkeypatch.setattr(training, "row_logits", counted)
+
+    def penalty(model):
+        return sum((p**2).sum() for p in model.parameters() if p.requires_grad)
+
+    whole = train(chat, rows, config, penalty=penalty)
+    steps = len(seen)
+    assert max(seen) == 5
+    monkeypatch.setitem(training.PART_TOKENS, "cpu", 2 * max(len(r.prompt) + len(r.answer) for r in rows))
+    parts = train(chat, rows, config, penalty=penalty)
+    assert max(seen[steps:]) == 2
+    assert sum(seen[steps:]) == sum(seen[:steps])
+    alike(whole, parts)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(1, 2000))
+def test_a_part_has_few_tokens_and_each_row_is_in_one(lengths, most):
+    parts = list(training._in_parts(lengths, most))
+    assert sorted(n for part in parts for n in part) == list(range(len(lengths)))
+    for part in parts:
+        assert len(part) == 1 or len(part) * max(lengths[n] for n in part) <= most
+
+
+def test_what_a_part_keeps_says_whether_it_is_computed_once_more(pico, monkeypatch):
+    chat = pico()
+    rows = [TrainRow((1,) * n, (2,)) for n in (99, 49, 9)]
+    a_token = len(chat.layout) * chat.layout.hidden * training.KEPT_BYTES
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * 110 * a_token))
+    assert recomputed(chat, [rows], 2)  # 150 tokens
+    assert not recomputed(chat, [rows], 2, 60)  # the longest row alone has 100
+    assert recomputed(chat, [rows], 2, 120)
+    assert recomputed(chat, [rows], 2, 1000)
 
 
 @pytest.mark.parametrize("method", ["npo", "undial", "idk"])
