@@ -51,8 +51,8 @@ class Choosing(BaseModel):
 @dataclass(frozen=True)
 class Figures:
     """Of the held-out rows. nlls: a token, in nats, of what the model said before to what is to be kept, and of each kind
-    of retain rows. kept: ROUGE-1. forget: mean relevance of answers, or ROUGE-1. None: not looked at, as what comes before
-    is outside the limits."""
+    of retain rows, up to the first that is outside the limits. kept: ROUGE-1. forget: mean relevance of answers, or ROUGE-1.
+    None: not looked at, as what comes before is outside the limits."""
 
     forget: float | None
     kept: float | None
@@ -73,7 +73,7 @@ class Limits:
 
     def hold(self, found: Figures) -> bool:
         """Whether what was looked at is within them."""
-        within = all(now <= most for now, most in zip(found.nlls, self.nlls, strict=True))
+        within = all(now <= most for now, most in zip(found.nlls, self.nlls, strict=False))
         return within and (found.kept is None or found.kept >= self.kept)
 
 
@@ -103,8 +103,11 @@ def figures(
         less: an edit on top, with which what is left is looked at.
     """
     prompts = chat.prompt_ids([e.prompt for e in held.keep])
-    own = token_loss(score_answers(chat, prompts, held.said))
-    found = Figures(None, None, (own, *(rows_loss(chat, rows) for rows in held.retain)))
+    found = Figures(None, None, (token_loss(score_answers(chat, prompts, held.said)),))
+    for rows in held.retain:
+        if limits and not limits.hold(found):
+            break
+        found = replace(found, nlls=(*found.nlls, rows_loss(chat, rows)))
     if limits and not limits.hold(found):
         return found
     tokens = config.max_new_tokens or LONGEST

@@ -301,8 +301,10 @@ def test_what_is_left_is_looked_at_only_within_the_limits(tiny, tiny_task):
     ):
         assert not limits.hold(replace(whole, kept=kept, nlls=nlls))
     assert limits.hold(replace(whole, nlls=limits.nlls))
-    unlikely = figures(tiny, tiny_task, held, config, Limits(limits.kept, (first - 0.01, second, third)))
-    assert unlikely == Figures(None, None, whole.nlls)  # no answer was asked for
+    for place in range(3):  # no answer is asked for, nor how likely others are
+        less = tuple(most - 0.5 * (n == place) for n, most in enumerate(limits.nlls))
+        unlikely = figures(tiny, tiny_task, held, config, Limits(limits.kept, less))
+        assert unlikely == Figures(None, None, whole.nlls[: place + 1])
     outside = figures(tiny, tiny_task, held, config, Limits(whole.kept + 0.01, limits.nlls))
     assert outside == replace(whole, forget=None)
 
