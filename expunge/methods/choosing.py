@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +25,7 @@ from ..models.loading import ChatModel
 LONGEST = 200  # tokens of an answer to a held-out row
 LEAST_KEPT = 48  # at least so many of one to a row to keep, where its true answer is shorter
 SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
+CERTAIN = 2  # standard errors that a loss of what is kept has to have, to be one
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
 KIND = 100  # retain rows of a group from which on it is looked at by itself
 
@@ -33,7 +36,12 @@ class Choosing(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     seed: int = Field(0, description="seed of what is drawn")
-    keep: float = Field(0.85, ge=0, le=1, description="least ROUGE-1 on held-out rows to keep, relative to before")
+    keep: float = Field(
+        0.85,
+        ge=0,
+        le=1,
+        description="least ROUGE-1 on held-out rows to keep, relative to before; less is within the limit where it can be chance",
+    )
     perplexity: float = Field(
         1.05,
         ge=1,
@@ -51,30 +59,46 @@ class Choosing(BaseModel):
 @dataclass(frozen=True)
 class Figures:
     """Of the held-out rows. nlls: a token, in nats, of what the model said before to what is to be kept, and of each kind
-    of retain rows, up to the first that is outside the limits. kept: ROUGE-1. forget: mean relevance of answers, or ROUGE-1.
-    None: not looked at, as what comes before is outside the limits."""
+    of retain rows, up to the first that is outside the limits. kept: ROUGE-1; each: of each row. forget: mean relevance of
+    answers, or ROUGE-1. None: not looked at, as what comes before is outside the limits."""
 
     forget: float | None
     kept: float | None
     nlls: tuple[float, ...]
+    each: tuple[float, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """What is logged."""
+        return {"forget": self.forget, "kept": self.kept, "nlls": self.nlls}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of what is kept. kept: least ROUGE-1. nlls: the largest."""
+    """Of what is kept. kept: least ROUGE-1; each: that of each row before. nlls: the largest."""
 
     kept: float
     nlls: tuple[float, ...]
+    each: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, before: Figures, config: Choosing) -> Limits:
         assert before.kept is not None
-        return cls(config.keep * before.kept, tuple(n + math.log(config.perplexity) for n in before.nlls))
+        nlls = tuple(n + math.log(config.perplexity) for n in before.nlls)
+        return cls(config.keep * before.kept, nlls, before.each)
 
     def hold(self, found: Figures) -> bool:
         """Whether what was looked at is within them."""
         within = all(now <= most for now, most in zip(found.nlls, self.nlls, strict=False))
-        return within and (found.kept is None or found.kept >= self.kept)
+        return within and (found.kept is None or found.kept >= self.kept or self._by_chance(found.each))
+
+    def _by_chance(self, each: Sequence[float]) -> bool:
+        """Whether answers that got worse and others that got better can be all there is to a loss: it is at most `CERTAIN`
+        standard errors of the rows' differences. Of answers to 48 general questions any step changes some."""
+        losses = [before - now for before, now in zip(self.each, each, strict=True)]
+        if len(losses) < 2:
+            return False
+        error = statistics.stdev(losses) / len(losses) ** 0.5
+        return statistics.mean(losses) <= CERTAIN * error
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ def figures(
     longest = max(map(len, chat.answer_ids([e.response for e in held.keep])))
     given = greedy(chat, prompts, min(tokens, max(longest, LEAST_KEPT)))
     each = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
-    found = replace(found, kept=sum(each) / len(each))
+    found = replace(found, kept=sum(each) / len(each), each=tuple(each))
     if limits and not limits.hold(found):
         return found
     prompts = chat.prompt_ids([e.prompt for e in held.forget])

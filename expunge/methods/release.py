@@ -195,7 +195,7 @@ def release(
         | {
             "method": "reveal-release",
             **config.model_dump(),
-            "before": vars(before),
+            "before": before.record(),
             "looked_at": [len(held.keep), *map(len, by_kind)],  # rows; a group's name can be a subject's
             "round_log": done.log,
             "total_forget_step": sum(r["forget_step"] for r in done.log[: done.taken]),
@@ -321,7 +321,7 @@ def _chosen(
                 step = kept.times(retain_step).compose(step)
             with step.applied(chat, check=False):  # both modules were just made on it
                 found = look(step)
-            tried.append({"forget_step": forget_step, "retain_step": retain_step, **vars(found)})
+            tried.append({"forget_step": forget_step, "retain_step": retain_step, **found.record()})
             if found.forget is not None:
                 order = found.forget, -forget_step, sum(found.nlls)
                 if best is None or order < best[0]:

@@ -295,7 +295,6 @@ def test_what_is_left_is_looked_at_only_within_the_limits(tiny, tiny_task):
     assert limits.kept == pytest.approx(0.9 * whole.kept)
     first, second, third = whole.nlls
     for kept, nlls in (
-        (0.89 * whole.kept, whole.nlls),
         *((whole.kept, tuple(most + 1e-6 * (n == k) for n, most in enumerate(limits.nlls))) for k in range(3)),
         (whole.kept, (float("nan"), second, third)),
     ):
@@ -305,8 +304,27 @@ def test_what_is_left_is_looked_at_only_within_the_limits(tiny, tiny_task):
         less = tuple(most - 0.5 * (n == place) for n, most in enumerate(limits.nlls))
         unlikely = figures(tiny, tiny_task, held, config, Limits(limits.kept, less))
         assert unlikely == Figures(None, None, whole.nlls[: place + 1])
-    outside = figures(tiny, tiny_task, held, config, Limits(whole.kept + 0.01, limits.nlls))
+    outside = figures(tiny, tiny_task, held, config, Limits(2.0, limits.nlls, tuple(1 + x for x in whole.each)))
     assert outside == replace(whole, forget=None)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "within"),
+    [
+        (0, 7, True),  # at the limit
+        (0, 8, False),
+        (8, 16, True),  # as large a loss, but it can be chance
+        (1, 12, False),
+    ],
+)
+def test_a_loss_of_what_is_kept_that_can_be_chance_is_within_the_limits(better, worse, within):
+    before = (0.0,) * 24 + (1.0,) * 24
+    now = (1.0,) * better + (0.0,) * (24 - better) + (0.0,) * worse + (1.0,) * (24 - worse)
+    start, found = (Figures(0.5, sum(each) / 48, (1.0,), each) for each in (before, now))
+    limits = Limits.of(start, ReleaseConfig(keep=17 / 24))
+    assert limits.hold(found) == within
+    assert limits.hold(replace(found, nlls=(2.0,))) is False
+    assert "each" not in found.record()
 
 
 def test_of_what_is_left_a_share_of_the_steps_counts(tiny, tiny_task):
