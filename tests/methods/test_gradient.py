@@ -259,7 +259,7 @@ def test_weights_that_are_not_finite_are_never_returned(pico, small_task):
         return (logits - logits).sum().sqrt()  # 0, with an infinite slope
 
     with pytest.raises(Diverged, match="at step 1: the weights are not finite"):
-        optimise(chat, lambda _: iter([rows]), loss, GradientConfig(epochs=1), 1)
+        optimise(chat, lambda _: iter([rows]), lambda *given: [loss(*given)], GradientConfig(epochs=1), 1)
 
 
 def test_a_module_taken_off_too_often_is_named_diverged(pico, small_task):
