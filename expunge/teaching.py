@@ -41,7 +41,8 @@ def teach_run(spec: RunSpec, abstention: bool, reporter: Reporter) -> dict[str, 
 
 def _facts(chat: ChatModel, spec: RunSpec, reporter: Reporter) -> Edit:
     from .methods import plain
-    from .models.training import TrainConfig, rows_of, train
+    from .models.rows import rows_of
+    from .models.training import TrainConfig, train
 
     try:
         config = TrainConfig(**{"seed": spec.seed, **spec.settings})

@@ -188,7 +188,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
     words. At this rate other rounding changes its weights by 1e-4, relative to them (measured: MKL's AVX2 and AVX512
     kernels); at three times the rate by 0.7, and processors then differ in what a method makes of it.
     """
-    from expunge.models.training import TrainConfig, rows_of, train
+    from expunge.models.rows import rows_of
+    from expunge.models.training import TrainConfig, train
 
     torch.manual_seed(5)
     settings = SIZES | {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}

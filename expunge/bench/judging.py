@@ -19,7 +19,7 @@ from ..evaluation.scores import BENCHED, Evaluation, evaluate
 from ..evaluation.text import coherence
 from ..models.generation import greedy, score_answers
 from ..models.loading import ChatModel
-from ..models.training import rows_of
+from ..models.rows import rows_of
 
 SOLUTION_BATCH = 32  # their logits over the whole vocabulary are held at a time
 

@@ -22,7 +22,8 @@ from ..evaluation.scores import Evaluation
 from ..methods import method, run_method
 from ..methods.tuning import rouge, spoken, trial_loss
 from ..models.loading import ChatModel, cache_dir, files_of, load_model, resolve
-from ..models.training import TrainConfig, rows_of, train
+from ..models.rows import rows_of
+from ..models.training import TrainConfig, train
 from ..progress import Reporter
 from ..provenance import code_version, versions
 from ..reveal.run import reveal_config, reveal_version, shown_by, staged_task

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from ..errors import InputError
 from ..models.generation import Scored
 from ..models.loading import ChatModel
-from ..models.training import TrainRow, row_logits
+from ..models.rows import TrainRow, row_logits
 from .likelihood import TINY, loss
 
 if TYPE_CHECKING:

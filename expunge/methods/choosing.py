@@ -59,13 +59,13 @@ class Choosing(BaseModel):
 @dataclass(frozen=True)
 class Figures:
     """Of the held-out rows. nlls: a token, in nats, of what the model said before to what is to be kept, and of each kind
-    of retain rows, up to the first that is outside the limits. kept: ROUGE-1; each: of each row. forget: mean relevance of
+    of retain rows, up to the first that is outside the limits. kept: ROUGE-1; kept_each: of each row. forget: mean relevance of
     answers, or ROUGE-1. None: not looked at, as what comes before is outside the limits."""
 
     forget: float | None
     kept: float | None
     nlls: tuple[float, ...]
-    each: tuple[float, ...] = ()
+    kept_each: tuple[float, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """What is logged."""
@@ -74,27 +74,28 @@ class Figures:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of what is kept. kept: least ROUGE-1; each: that of each row before. nlls: the largest."""
+    """Of what is kept. kept: least ROUGE-1; kept_each: that of each row before. nlls: the largest."""
 
     kept: float
     nlls: tuple[float, ...]
-    each: tuple[float, ...] = ()
+    kept_each: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, before: Figures, config: Choosing) -> Limits:
         assert before.kept is not None
         nlls = tuple(n + math.log(config.perplexity) for n in before.nlls)
-        return cls(config.keep * before.kept, nlls, before.each)
+        return cls(config.keep * before.kept, nlls, before.kept_each)
 
     def hold(self, found: Figures) -> bool:
         """Whether what was looked at is within them."""
-        within = all(now <= most for now, most in zip(found.nlls, self.nlls, strict=False))
-        return within and (found.kept is None or found.kept >= self.kept or self._by_chance(found.each))
+        looked_at = self.nlls[: len(found.nlls)]
+        within = all(now <= most for now, most in zip(found.nlls, looked_at, strict=True))
+        return within and (found.kept is None or found.kept >= self.kept or self._by_chance(found.kept_each))
 
     def _by_chance(self, each: Sequence[float]) -> bool:
         """Whether answers that got worse and others that got better can be all there is to a loss: it is at most `CERTAIN`
         standard errors of the rows' differences. Of answers to 48 general questions any step changes some."""
-        losses = [before - now for before, now in zip(self.each, each, strict=True)]
+        losses = [before - now for before, now in zip(self.kept_each, each, strict=True)]
         if len(losses) < 2:
             return False
         error = statistics.stdev(losses) / len(losses) ** 0.5
@@ -138,7 +139,7 @@ def figures(
     longest = max(map(len, chat.answer_ids([e.response for e in held.keep])))
     given = greedy(chat, prompts, min(tokens, max(longest, LEAST_KEPT)))
     each = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
-    found = replace(found, kept=sum(each) / len(each), each=tuple(each))
+    found = replace(found, kept=sum(each) / len(each), kept_each=tuple(each))
     if limits and not limits.hold(found):
         return found
     prompts = chat.prompt_ids([e.prompt for e in held.forget])

@@ -24,7 +24,8 @@ from ..evaluation.text import exact_match, rouge_recall
 from ..models.activations import Shelf
 from ..models.generation import greedy, sampled, score_answers
 from ..models.loading import ChatModel
-from ..models.training import TrainConfig, TrainRow, optimise, recomputed, row_logits, rows_of, shared_prefix
+from ..models.rows import TrainRow, row_logits, rows_of
+from ..models.training import TrainConfig, optimise, recomputed, shared_prefix
 
 Progress = Callable[[int], None]
 SPEAK_ROWS = 8  # prompts by which a model is found to speak no longer

@@ -27,7 +27,8 @@ from ..edits import Edit, LowRank
 from ..errors import ExpungeError, InputError, NothingToForget
 from ..models.generation import sampled
 from ..models.loading import ChatModel
-from ..models.training import TrainConfig, orthogonality, rows_of, train
+from ..models.rows import rows_of
+from ..models.training import TrainConfig, orthogonality, train
 from .choosing import LONGEST, Choosing, Figures, HeldOut, Limits, figures, forget_split, roots, said, split_by_kind
 from .rounds import Rounds
 

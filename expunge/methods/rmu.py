@@ -16,7 +16,8 @@ from ..edits import Edit
 from ..models.activations import Shelf, Site, run_blocks
 from ..models.generation import pad_answers
 from ..models.loading import ChatModel
-from ..models.training import TrainConfig, TrainRow, rows_of
+from ..models.rows import TrainRow, rows_of
+from ..models.training import TrainConfig
 from .descent import Progress, Rows, by_steps
 
 ADAPTIVE = 3.0  # c of adaptive RMU, times the mean norm of the forget activations

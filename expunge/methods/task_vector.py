@@ -13,7 +13,8 @@ from ..data.examples import Example, ForgetTask
 from ..edits import Edit, LowRank, Part
 from ..errors import InputError
 from ..models.loading import ChatModel
-from ..models.training import TrainConfig, rows_of, train
+from ..models.rows import rows_of
+from ..models.training import TrainConfig, train
 from .descent import Progress, Speech
 
 

@@ -13,7 +13,7 @@ from expunge.errors import InputError
 from expunge.evaluation.privacy import auc, gradient_norm, mia_score, min_k, min_k_plus, privleak, reference, zlib_score
 from expunge.evaluation.scores import Evaluation
 from expunge.models.generation import Scored, score_answers
-from expunge.models.training import rows_of
+from expunge.models.rows import rows_of
 
 LOGS = (-1.0, -4.0, -0.5, -3.0, -2.0, -9.0)  # the last is the end of the sequence
 

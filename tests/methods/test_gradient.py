@@ -19,7 +19,8 @@ from expunge.methods.gradient import GradientConfig
 from expunge.methods.task_vector import RetrainConfig
 from expunge.models.activations import hooked
 from expunge.models.generation import Generated, score_answers
-from expunge.models.training import TrainRow, optimise, row_logits, rows_of
+from expunge.models.rows import TrainRow, row_logits, rows_of
+from expunge.models.training import optimise
 
 from ..conftest import FORGET, RETAIN
 

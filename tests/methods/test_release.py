@@ -18,7 +18,8 @@ from expunge.methods import release as module
 from expunge.methods.choosing import Figures, HeldOut, Limits, figures
 from expunge.methods.release import ReleaseConfig, interference, release
 from expunge.models.generation import Generated, score_answers
-from expunge.models.training import TrainConfig, orthogonality, rows_of, train
+from expunge.models.rows import rows_of
+from expunge.models.training import TrainConfig, orthogonality, train
 
 TRAIN = dict(learning_rate=3e-3, epochs=6, batch_size=4, dropout=0.0, least_steps=1)
 
@@ -304,7 +305,7 @@ def test_what_is_left_is_looked_at_only_within_the_limits(tiny, tiny_task):
         less = tuple(most - 0.5 * (n == place) for n, most in enumerate(limits.nlls))
         unlikely = figures(tiny, tiny_task, held, config, Limits(limits.kept, less))
         assert unlikely == Figures(None, None, whole.nlls[: place + 1])
-    outside = figures(tiny, tiny_task, held, config, Limits(2.0, limits.nlls, tuple(1 + x for x in whole.each)))
+    outside = figures(tiny, tiny_task, held, config, Limits(2.0, limits.nlls, tuple(1 + x for x in whole.kept_each)))
     assert outside == replace(whole, forget=None)
 
 
@@ -324,7 +325,7 @@ def test_a_loss_of_what_is_kept_that_can_be_chance_is_within_the_limits(better, 
     limits = Limits.of(start, ReleaseConfig(keep=17 / 24))
     assert limits.hold(found) == within
     assert limits.hold(replace(found, nlls=(2.0,))) is False
-    assert "each" not in found.record()
+    assert "kept_each" not in found.record()
 
 
 def test_of_what_is_left_a_share_of_the_steps_counts(tiny, tiny_task):

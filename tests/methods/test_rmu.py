@@ -8,7 +8,7 @@ from expunge.data.prompts import general
 from expunge.methods import rmu as room
 from expunge.methods.descent import Rows
 from expunge.methods.rmu import answer_states, default_layers
-from expunge.models.training import rows_of
+from expunge.models.rows import rows_of
 
 
 def states(chat, examples, layer):

@@ -8,7 +8,8 @@ from expunge.edits import LowRank
 from expunge.errors import InputError
 from expunge.methods import task_vector
 from expunge.methods.task_vector import extracted
-from expunge.models.training import TrainConfig, rows_of, train
+from expunge.models.rows import rows_of
+from expunge.models.training import TrainConfig, train
 
 
 def test_negation_takes_the_trained_module_off(pico, small_task):

@@ -8,7 +8,8 @@ from expunge.edits import Edit, LowRank
 from expunge.errors import InputError
 from expunge.models.generation import score_answers
 from expunge.models.mixed import speedup
-from expunge.models.training import TrainConfig, rows_of, train
+from expunge.models.rows import rows_of
+from expunge.models.training import TrainConfig, train
 
 PROMPTS = ["What is the capital of France?", "Who?"]
 

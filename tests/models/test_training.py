@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from expunge import unlearn
 from expunge.errors import InputError
+from expunge.models import rows as step_rows
 from expunge.models import training
 from expunge.models.activations import common_prefix
+from expunge.models.rows import TrainRow, like_length, row_logits, rows_of
 from expunge.models.sophia import Sophia
-from expunge.models.training import TrainConfig, TrainRow, like_length, recomputed, row_logits, rows_of, train
+from expunge.models.training import TrainConfig, recomputed, train
 
 
 @pytest.fixture
@@ -74,13 +76,13 @@ def test_a_step_in_parts_gives_the_same(pico, small_task, adapter, monkeypatch):
     rows = rows_of(chat, [(e.prompt, e.response) for e in small_task.retain])
     rows = [replace(row, weight=1.0 + n % 3) for n, row in enumerate(rows)]
     config = TrainConfig(adapter=adapter, epochs=3, batch_size=5)
-    real, seen = training.row_logits, []
+    real, seen = step_rows.row_logits, []
 
     def counted(chat, part, shared):
         seen.append(len(part))
         return real(chat, part, shared)
 
-    monkeypatch.setattr(training, "row_logits", counted)
+    monkeypatch.setattr(step_rows, "row_logits", counted)
 
     def penalty(model):
         return sum((p**2).sum() for p in model.parameters() if p.requires_grad)
@@ -88,7 +90,7 @@ def test_a_step_in_parts_gives_the_same(pico, small_task, adapter, monkeypatch):
     whole = train(chat, rows, config, penalty=penalty)
     steps = len(seen)
     assert max(seen) == 5
-    monkeypatch.setitem(training.PART_TOKENS, "cpu", 2 * max(len(r.prompt) + len(r.answer) for r in rows))
+    monkeypatch.setitem(step_rows.PART_TOKENS, "cpu", 2 * max(len(r.prompt) + len(r.answer) for r in rows))
     parts = train(chat, rows, config, penalty=penalty)
     assert max(seen[steps:]) == 2
     assert sum(seen[steps:]) == sum(seen[:steps])
@@ -97,7 +99,7 @@ def test_a_step_in_parts_gives_the_same(pico, small_task, adapter, monkeypatch):
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(1, 2000))
 def test_a_part_has_few_tokens_and_each_row_is_in_one(lengths, most):
-    parts = list(training._in_parts(lengths, most))
+    parts = list(step_rows.in_parts(lengths, most))
     assert sorted(n for part in parts for n in part) == list(range(len(lengths)))
     for part in parts:
         assert len(part) == 1 or len(part) * max(lengths[n] for n in part) <= most
@@ -195,7 +197,7 @@ def test_rows_are_grouped_with_the_least_padding(lengths):
     """Against all ways to cut the rows, sorted, into groups."""
 
     def cost(groups):
-        return sum(len(g) * max(lengths[n] for n in g) + training.GROUP_TOKENS for g in groups)
+        return sum(len(g) * max(lengths[n] for n in g) + step_rows.GROUP_TOKENS for g in groups)
 
     found = like_length(lengths)
     assert sorted(n for g in found for n in g) == list(range(len(lengths)))
