@@ -17,7 +17,7 @@ from expunge.data import behaviours as data
 from expunge.data import prompts, suites
 from expunge.data.examples import read_examples
 from expunge.errors import InputError
-from expunge.evaluation import behaviours
+from expunge.evaluation import behaviours, toxicity
 from expunge.evaluation.code import passes
 from expunge.progress import Reporter
 from expunge.reveal import search, targets, tasks
@@ -193,8 +193,12 @@ def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, mon
     assert set(bench.suite.fit.retain) < set(bench.fit.retain)  # beside the model's own
 
 
-def test_the_judge_of_toxicity_has_seen_nothing_that_a_model_learns(files):
-    _, trained = data.paradetox_parts()
+def test_the_judge_of_toxicity_has_seen_nothing_that_a_model_learns(files, monkeypatch):
+    given = []
+    monkeypatch.setattr(toxicity, "_judge", lambda *texts: given.append(texts) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        toxicity.judged(["a text"])
+    ((trained, _),) = given
     seen = {text for pair in trained for text in pair}
     assert len(seen) == 2 * len(trained) > 0
     suite = data.toxicity(taught=100)
