@@ -222,7 +222,7 @@ def test_alike_rows_stay_together_in_their_order():
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "qwen3"])
 @pytest.mark.parametrize("share", [False, True])
 def test_rows_of_any_length_have_the_logits_and_gradients_that_each_has_alone(pico, name, share, monkeypatch):
-    monkeypatch.setattr(training, "GROUP_TOKENS", 4)
+    monkeypatch.setattr(step_rows, "GROUP_TOKENS", 4)
     chat = pico(name)
     lead = (5, 6, 7, 8)
     rows = [
