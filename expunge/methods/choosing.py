@@ -52,7 +52,9 @@ class Choosing(BaseModel):
     most_held_out: int = Field(48, ge=1, description="and at most so many of each role")
     answers: int = Field(4, ge=1, description="answers sampled for a held-out forget prompt, where relevance is known")
     max_new_tokens: int | None = Field(
-        None, ge=1, description="longest answer to a held-out row, in tokens; default: as the longest response"
+        None,
+        ge=1,
+        description="longest answer to a held-out row, in tokens; default: as the longest response of its role",
     )
 
 
@@ -135,14 +137,13 @@ def figures(
         found = replace(found, nlls=(*found.nlls, rows_loss(chat, rows)))
     if limits and not limits.hold(found):
         return found
-    tokens = config.max_new_tokens or LONGEST
-    longest = max(map(len, chat.answer_ids([e.response for e in held.keep])))
-    given = greedy(chat, prompts, min(tokens, max(longest, LEAST_KEPT)))
+    given = greedy(chat, prompts, longest_answer(chat, held.keep, config, LEAST_KEPT))
     each = [rouge_recall(a.text, e.response)[0] for a, e in zip(given, held.keep, strict=True)]
     found = replace(found, kept=sum(each) / len(each), kept_each=tuple(each))
     if limits and not limits.hold(found):
         return found
     prompts = chat.prompt_ids([e.prompt for e in held.forget])
+    tokens = longest_answer(chat, task.forget, config)
     with less.applied(chat, check=False) if less else nullcontext():
         if task.relevance:
             asked = [p for p in prompts for _ in range(config.answers)]
@@ -154,12 +155,18 @@ def figures(
     return replace(found, forget=sum(shown) / len(shown))
 
 
+def longest_answer(chat: ChatModel, rows: Sequence[Example], config: Choosing, least: int = 1) -> int:
+    """In tokens: as long as the longest response, at least `least` and at most LONGEST, where the config says nothing."""
+    return config.max_new_tokens or min(max(least, *map(len, chat.answer_ids([e.response for e in rows]))), LONGEST)
+
+
 def said(
     chat: ChatModel, rows: Sequence[Example], task: ForgetTask, config: Choosing
 ) -> tuple[Sequence[Example], list[tuple[int, ...]]]:
     """(rows, what the model says to each), sampled: token ids, with the end where it came to one. Rows to which it says
     what is to be forgotten are left out: to be further from that is no loss."""
-    prompts, tokens = chat.prompt_ids([e.prompt for e in rows]), config.max_new_tokens or LONGEST
+    prompts = chat.prompt_ids([e.prompt for e in rows])
+    tokens = longest_answer(chat, rows, config, LEAST_KEPT)
     drawn = sampled(chat, prompts, tokens, SAID_TEMPERATURE, config.seed)
     if task.relevance:
         shown = task.relevance([g.text for g in drawn])

@@ -29,7 +29,18 @@ from ..models.generation import sampled
 from ..models.loading import ChatModel
 from ..models.rows import rows_of
 from ..models.training import TrainConfig, orthogonality, train
-from .choosing import LONGEST, Choosing, Figures, HeldOut, Limits, figures, forget_split, roots, said, split_by_kind
+from .choosing import (
+    Choosing,
+    Figures,
+    HeldOut,
+    Limits,
+    figures,
+    forget_split,
+    longest_answer,
+    roots,
+    said,
+    split_by_kind,
+)
 from .rounds import Rounds
 
 AGAIN = 128  # prompts that are answered anew at a time
@@ -132,8 +143,6 @@ def release(
     others = (task.validation or (general_tuning()[1] if task.relevance else ()))[: config.most_held_out]
     keep = others or random.Random(config.seed).sample(retain_held, min(len(retain_held), config.most_held_out))
     retain = _unlike(task.retain, [*retain_held, *keep, *forget_held])
-    longest = max(map(len, chat.answer_ids([e.response for e in (*forget, *keep)])))
-    config = config.model_copy(update={"max_new_tokens": config.max_new_tokens or min(longest, LONGEST)})
     by_kind = [held for _, held in kinds.values()] if others else ()
     held = HeldOut(forget_held, *said(chat, keep, task, config), by_kind)
 
@@ -228,6 +237,7 @@ def _again(
     of them."""
     assert task.relevance
     found: list[Example] = []
+    tokens = longest_answer(chat, task.forget, config)
     for turn in range(config.answers):
         before = len(found)
         rng = random.Random(f"{config.seed} {number} {turn}")
@@ -235,7 +245,7 @@ def _again(
         for begin in range(0, len(asked), AGAIN):
             part = asked[begin : begin + AGAIN]
             prompts = chat.prompt_ids([e.prompt for e in part])
-            drawn = sampled(chat, prompts, config.max_new_tokens or LONGEST, seed=rng.getrandbits(31))
+            drawn = sampled(chat, prompts, tokens, seed=rng.getrandbits(31))
             rows = [Example(e.prompt, g.response(e.prompt), e.group) for e, g in zip(part, drawn, strict=True)]
             shown = task.relevance([e.response for e in rows])
             found += [

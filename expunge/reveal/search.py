@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..data.examples import RELEVANT, Cut
 from ..errors import ExpungeError
 from ..evaluation.embedding import Encoder, encoder_for, pooled
+from ..evaluation.text import repeats
 from ..models.generation import sampled
 from ..models.loading import ChatModel
 from .bandit import BanditConfig, NeuralUCB
@@ -89,8 +91,8 @@ class Revealed:
 
     queries: all, in their order. kept: the instructions that were kept. pairs: these with their answers and relevances,
     further answers included. score: of all answers to the queries, which the budget paid for. kept_score: of the kept
-    instructions' further answers (of all theirs, where there are none). onward: texts with their relevant answers as
-    prompts, with how the model goes on and the relevance of that.
+    instructions' further answers (of all theirs, where there are none). onward: relevant answers as prompts, with how the
+    model goes on and the relevance of that.
     """
 
     queries: list[Query]
@@ -377,21 +379,32 @@ def _more(
     return pairs, set_score([r for _, r in fresh], encoder([text or " " for text, _ in fresh]), config.weight)
 
 
-def _onward(pairs: Sequence[tuple[str, str, float]], ask: _Asker) -> list[tuple[str, str, float]]:
-    """How the model goes on after what it said that was relevant, and after that in turn, until there is enough."""
+def _onward(pairs: Iterable[tuple[str, str, float]], ask: _Asker) -> list[tuple[str, str, float]]:
+    """How the model goes on after what it said that was relevant, by itself, and after what it says then in turn, until
+    there is enough. After answers that came of the instruction of which there are fewest first: else most come of one."""
     found: list[tuple[str, str, float]] = []
-    begun = list(dict.fromkeys(f"{prompt}{answer.rstrip()}" for prompt, answer, r in pairs if r >= RELEVANT))
-    done = 0
-    while done < len(begun) < ask.target.onward:
-        part = begun[done : done + ask.config.together]
-        done += len(part)
+    come_of: dict[str, str] = {}  # relevant answer -> instruction
+    waiting: list[str] = []
+    count: Counter[str] = Counter()
+
+    def add(instruction: str, answer: str, relevance: float) -> None:
+        text = answer.strip()
+        if relevance >= RELEVANT and text and text not in come_of and not repeats(text):
+            come_of[text] = instruction
+            count[instruction] += 1
+            waiting.append(text)
+
+    for pair in pairs:
+        add(*pair)
+    while waiting and len(come_of) < ask.target.onward:
+        waiting.sort(key=lambda text: count[come_of[text]])
+        part, waiting[:] = waiting[: ask.config.together], waiting[ask.config.together :]
         for text, said in zip(part, ask.answered(part, ONWARD, "onward"), strict=True):
             for answer, relevance in zip(*said, strict=True):
                 found.append((text, answer, relevance))
-                if relevance >= RELEVANT:
-                    begun.append(f"{text}{answer.rstrip()}")
+                add(come_of[text], answer, relevance)
         if ask.progress:
-            ask.progress(0, f"{len(begun)} of {ask.target.onward} relevant answers")
+            ask.progress(0, f"{len(come_of)} of {ask.target.onward} relevant answers")
     return found
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from expunge.data.examples import Cut
 from expunge.errors import ExpungeError, InputError
 from expunge.evaluation.embedding import encoder_for
+from expunge.evaluation.text import repeats
 from expunge.reveal import search as module
 from expunge.reveal import tasks
 from expunge.reveal.bandit import BanditConfig
@@ -98,7 +100,8 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
 
     none = found(0, Memo())
     assert not none.onward
-    few = sum(r >= 0.5 for *_, r in none.everything)
+    relevant = {a.strip(): i for i, a, r in reversed(none.everything) if r >= 0.5 and not repeats(a)}
+    few = len(relevant)
     assert few
     assert not found(1, Memo()).onward  # there are as many already
     once = found(few + 1, Memo(tmp_path / "memo"))
@@ -106,13 +109,32 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
     assert told[-1][1].endswith(f" of {few + 1} relevant answers")
     assert once.pairs == none.pairs
     assert (once.score, once.kept_score) == (none.score, none.kept_score)
-    relevant = [f"{p}{a.rstrip()}" for p, a, r in none.everything if r >= 0.5]
-    assert [p for p, *_ in once.onward[::16]] == relevant[: len(once.onward) // 16]
+    after = [p for p, *_ in once.onward[:: module.ONWARD]]
+    assert set(after) <= set(relevant)  # the answers by themselves
+    fewest = Counter(relevant.values())
+    assert [fewest[relevant[p]] for p in after[:10]] == sorted(fewest[i] for i in relevant.values())[: len(after[:10])]
     assert sum(r >= 0.5 for *_, r in once.onward) >= 1
     assert once == found(few + 1, Memo(tmp_path / "memo"))
     assert set(once.onward) <= set(once.everything)
     far = found(few + 300, Memo())
     assert any(p not in relevant for p, *_ in far.onward)  # after what it said when it went on
+
+
+def test_what_one_instruction_brings_most_of_is_not_all_that_is_gone_on_with(tiny, monkeypatch):
+    def answers(ask, asked, count, name):
+        """After A all is relevant, after B little, after what came of them likewise."""
+        return [
+            ([f"{text} {len(text)}w{n}" for n in range(count)], [float(text[0] == "A" or n == 0) for n in range(count)])
+            for text in asked
+        ]
+
+    monkeypatch.setattr(module._Asker, "answered", answers)
+    wide = replace(target(), raw=True, onward=400)
+    ask = module._Asker(tiny, wide, RevealConfig(**SMALL), Memo(), None, None)  # type: ignore[arg-type]
+    pairs = [*(("A", f"A{n}", 1.0) for n in range(90)), *(("B", f"B{n}", 1.0) for n in range(10))]
+    found = module._onward(pairs, ask)
+    came = Counter(text[0] for text, _, r in found if r >= 0.5)
+    assert came["B"] >= 60
 
 
 # Batches of 2, 1, 2, 1, 2, 1 instructions, and the further answers: answers are kept before they are judged.
