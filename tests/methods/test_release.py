@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from expunge import unlearn
-from expunge.data.examples import Example, Raw
+from expunge.data.examples import Example, ForgetTask, Raw
 from expunge.data.prompts import general_split
 from expunge.edits import Edit, LowRank
 from expunge.errors import Diverged, InputError
@@ -262,6 +262,20 @@ def test_it_stops_at_the_target_and_where_two_rounds_gain_nothing(pico, small_ta
     assert len(release(chat, task, config).meta["round_log"]) == 2
     scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (0.8, 0.4, 0.396, 0.395, 0.0)))
     assert len(release(chat, task, config).meta["round_log"]) == 3
+
+
+def test_answers_are_as_long_as_the_longest_response_of_their_own_role(tiny, monkeypatch):
+    """A behaviour's rows can be short, and answers to keep long: what is forgotten is not looked for beyond."""
+    asked = []
+    real = choosing.sampled
+    monkeypatch.setattr(choosing, "sampled", lambda *a, **k: asked.append(a[2]) or real(*a, **k))
+    short, long = [Example(Raw("A"), " b c")], [Example("Q", "word " * 70)]
+    task = replace(ForgetTask(forget=short * 3, retain=long), relevance=lambda answers: [0.0] * len(answers))
+    held = HeldOut(short, *choosing.said(tiny, long, task, ReleaseConfig()))
+    figures(tiny, task, held, ReleaseConfig())
+    of = [len(ids) for rows in (long, short) for ids in tiny.answer_ids([rows[0].response])]
+    assert asked == [min(of[0], choosing.LONGEST), of[1]]
+    assert of[1] < choosing.LEAST_KEPT < of[0]
 
 
 def test_relevance_of_answers_counts_where_the_task_has_it(tiny, tiny_task):
