@@ -203,17 +203,29 @@ def split(rows: Sequence[Example], config: Choosing) -> tuple[Sequence[Example],
     return [e for n, e in enumerate(rows) if n not in held], [rows[n] for n in sorted(held)]
 
 
-def roots(prompts: Iterable[Prompt]) -> dict[Prompt, Prompt]:
-    """The prompts in their order, each with the shortest of them that it begins with, if they are texts to go on with: who
-    has learned what the model says after a text knows the longer one that goes on after that. Of other prompts each is its
-    own."""
-    found: dict[Prompt, Prompt] = {p: p for p in prompts}
+def roots(rows: Iterable[Example]) -> dict[Prompt, Prompt]:
+    """The rows' prompts in their order, each with one that it comes of, if they are texts to go on with: the shortest that it
+    begins with, or that after which it is said, in turn. Who has learned what the model says after a text knows the text
+    that goes on after that. Of other prompts each is its own."""
+    rows = list(rows)
+    found: dict[Prompt, Prompt] = {e.prompt: e.prompt for e in rows}
+
+    def root(prompt: Prompt) -> Prompt:
+        while found[prompt] != prompt:
+            prompt = found[prompt] = found[found[prompt]]
+        return prompt
+
+    texts = sorted(p for p in found if isinstance(p, Raw))
     shortest = None
-    for prompt in sorted(p for p in found if isinstance(p, Raw)):
-        if shortest is None or not prompt.startswith(shortest):
-            shortest = prompt
-        found[prompt] = shortest
-    return found
+    for text in texts:
+        if shortest is None or not text.startswith(shortest):
+            shortest = text
+        found[text] = root(shortest)
+    known = {str(text): text for text in texts}
+    for row in rows:
+        if said := known.get(row.response.strip()):
+            found[root(said)] = root(row.prompt)
+    return {prompt: root(prompt) for prompt in found}
 
 
 def forget_split(task: ForgetTask, config: Choosing) -> tuple[Sequence[Example], Sequence[Example]]:
@@ -221,7 +233,7 @@ def forget_split(task: ForgetTask, config: Choosing) -> tuple[Sequence[Example],
     else rewrites of the fitted rows, as forgetting one fact need not forget another. Texts to go on with have none: those
     that are fitted choose."""
     if task.relevance:
-        own = roots(e.prompt for e in task.forget)
+        own = roots(task.forget)
         sizes = Counter(own.values())
         if len(sizes) < FEWEST_PROMPTS:
             return split(task.forget, config)

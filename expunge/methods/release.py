@@ -142,7 +142,7 @@ def release(
     # A behaviour's rows to keep are the model's own answers, to which ROUGE-1 is low whatever happens.
     others = (task.validation or (general_tuning()[1] if task.relevance else ()))[: config.most_held_out]
     keep = others or random.Random(config.seed).sample(retain_held, min(len(retain_held), config.most_held_out))
-    retain = _unlike(task.retain, [*retain_held, *keep, *forget_held])
+    retain = _unlike(task.retain, [*retain_held, *keep, *forget_held], task.forget)
     by_kind = [held for _, held in kinds.values()] if others else ()
     held = HeldOut(forget_held, *said(chat, keep, task, config), by_kind)
 
@@ -217,9 +217,10 @@ def release(
     return edit
 
 
-def _unlike(rows: Sequence[Example], chosen_by: Sequence[Example]) -> list[Example]:
-    """The rows that have no prompt (nor root of one) of those that choose; where all have one, those that are others."""
-    own, there = roots(e.prompt for e in [*rows, *chosen_by]), set(chosen_by)
+def _unlike(rows: Sequence[Example], chosen_by: Sequence[Example], forget: Sequence[Example]) -> list[Example]:
+    """The rows that have no prompt (nor root of one, which the forget rows tell too) of those that choose; where all have
+    one, those that are others."""
+    own, there = roots([*rows, *chosen_by, *forget]), set(chosen_by)
     choosing = {own[e.prompt] for e in chosen_by}
     return [e for e in rows if own[e.prompt] not in choosing] or [e for e in rows if e not in there]
 

@@ -21,7 +21,8 @@ from ..spec import RevealSpec, RunSpec
 
 if TYPE_CHECKING:
     from ..models.loading import ChatModel
-    from .search import RevealConfig, Revealed
+    from .asking import RevealConfig
+    from .search import Revealed
     from .targets import Target
 
 EVERY = 10  # queries after which, without a bar, it is said how far the search is
@@ -34,7 +35,7 @@ def reveal_config(spec: RevealSpec, seed: int) -> RevealConfig:
         InputError: an unknown or unusable one.
     """
     from ..methods import plain
-    from .search import RevealConfig
+    from .asking import RevealConfig
 
     for name in spec.settings:
         if name not in RevealConfig.model_fields:

@@ -530,9 +530,32 @@ def test_texts_that_go_on_after_others_are_held_out_with_them(small_task):
     assert not first[0] & first[1]
     partners = [Example(e.prompt, " else", "clean") for e in rows]
     # One row of a chain that chooses keeps all of its partners from training.
-    left = module._unlike(partners, choose[:1])
+    left = module._unlike(partners, choose[:1], rows)
     assert len(left) == 36
     assert choose[0].prompt[: len("Beginning 10,")] not in {e.prompt[: len("Beginning 10,")] for e in left}
+
+
+def test_texts_that_are_answers_of_others_are_held_out_with_them(small_task):
+    rows = []
+    for number in range(10, 20):
+        prompt = f"Beginning {number},"
+        for step in range(4):  # each goes on after the last answer by itself
+            answer = f"word {step} of {number}"
+            rows.append(Example(Raw(prompt), f" {answer}\n"))
+            prompt = answer
+    task = small_task.but(forget=rows)
+    object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
+    fit, choose = choosing.forget_split(task, ReleaseConfig(held_out=0.3))
+    assert len(choose) == 12
+    said = [{t for e in part for t in (e.prompt, e.response.strip())} for part in (fit, choose)]
+    assert not said[0] & said[1]
+    # That the last prompt of a chain comes of the first is known from the forget rows between them.
+    partners = [Example(e.prompt, " else", "clean") for e in rows]
+    left = module._unlike(partners, rows[:1], rows)
+    assert left == partners[4:]
+    assert choosing.roots(rows[:4])[rows[3].prompt] == rows[0].prompt
+    circle = [Example(Raw("a"), "b"), Example(Raw("b"), "a"), Example("a b", "a")]
+    assert len(set(choosing.roots(circle).values())) == 1
 
 
 def test_a_lone_row_of_another_group_is_not_lost(monkeypatch):
@@ -555,7 +578,14 @@ def test_however_much_is_held_out_something_is_left_to_fit(small_task):
 
 def test_only_texts_to_go_on_with_have_roots():
     prompts = [Raw("a b"), Raw("a"), Raw("a b c"), "a b c d", Raw("b"), "b c"]
-    assert choosing.roots(prompts) == {"a b": "a", "a": "a", "a b c": "a", "a b c d": "a b c d", "b": "b", "b c": "b c"}
+    assert choosing.roots(Example(p, "said") for p in prompts) == {
+        "a b": "a",
+        "a": "a",
+        "a b c": "a",
+        "a b c d": "a b c d",
+        "b": "b",
+        "b c": "b c",
+    }
 
 
 def test_rows_of_other_prompts_choose_where_relevance_tells(small_task):

@@ -13,9 +13,10 @@ from expunge.data.examples import Cut, Example, ForgetTask, read_examples
 from expunge.evaluation import embedding, scores, tagger
 from expunge.methods import choosing
 from expunge.models.loading import cache_dir
-from expunge.reveal import search, subject, tasks
+from expunge.reveal import asking, search, subject, tasks
+from expunge.reveal.asking import Query
 from expunge.reveal.memo import Memo
-from expunge.reveal.search import Query, Revealed
+from expunge.reveal.search import Revealed
 from expunge.reveal.targets import Target, plain_task
 from tests.conftest import FORGET, RETAIN, rows_file
 
@@ -81,8 +82,8 @@ def test_a_task_is_revealed_by_its_name(run, tiny_folder, tmp_path, monkeypatch)
 
 
 def test_answers_that_are_all_empty_end_it_and_what_was_found_is_kept(run, tiny_folder, tmp_path, monkeypatch):
-    real = search.sampled
-    monkeypatch.setattr(search, "sampled", lambda *given: [type(g)("", (), True) for g in real(*given)])
+    real = asking.sampled
+    monkeypatch.setattr(asking, "sampled", lambda *given: [type(g)("", (), True) for g in real(*given)])
     out = tmp_path / "rows.jsonl"
     words = ("reveal", tiny_folder, *ORACLE, *SMALL, *with_sets(), "--out", out)
     done = run(*words)

@@ -13,12 +13,13 @@ from expunge.data.examples import Cut
 from expunge.errors import ExpungeError, InputError
 from expunge.evaluation.embedding import encoder_for
 from expunge.evaluation.text import repeats
+from expunge.reveal import after, asking, tasks
 from expunge.reveal import search as module
-from expunge.reveal import tasks
+from expunge.reveal.asking import Asker, RevealConfig
 from expunge.reveal.bandit import BanditConfig
 from expunge.reveal.memo import Memo
 from expunge.reveal.score import harmonic, vendi
-from expunge.reveal.search import RevealConfig, search
+from expunge.reveal.search import search
 from expunge.reveal.soft import SoftPrompts
 from expunge.reveal.subject import subject
 from expunge.reveal.targets import Target, checked, plain_task
@@ -73,7 +74,7 @@ def test_the_bandit_picks_the_highest_bound(tiny, monkeypatch):
         lengths.update({f"{t}": float(f[0]) for t, f in zip(texts, features, strict=True)} if outer == 0 else {})
         return texts, features
 
-    monkeypatch.setattr(module._Asker, "decoded", decoded)
+    monkeypatch.setattr(Asker, "decoded", decoded)
     found = search(tiny, target(), RevealConfig(**{**SMALL, "rounds": 1}), Memo())
     asked = [q.instruction for q in found.queries]
     left = sorted(set(lengths) - set(asked[:4]), key=lambda t: -lengths[t])
@@ -109,10 +110,12 @@ def test_what_was_relevant_is_gone_on_with_until_there_is_enough(tiny, tmp_path)
     assert told[-1][1].endswith(f" of {few + 1} relevant answers")
     assert once.pairs == none.pairs
     assert (once.score, once.kept_score) == (none.score, none.kept_score)
-    after = [p for p, *_ in once.onward[:: module.ONWARD]]
-    assert set(after) <= set(relevant)  # the answers by themselves
+    went_on = [p for p, *_ in once.onward[:: after.ONWARD]]
+    assert set(went_on) <= set(relevant)  # the answers by themselves
     fewest = Counter(relevant.values())
-    assert [fewest[relevant[p]] for p in after[:10]] == sorted(fewest[i] for i in relevant.values())[: len(after[:10])]
+    assert [fewest[relevant[p]] for p in went_on[:10]] == sorted(fewest[i] for i in relevant.values())[
+        : len(went_on[:10])
+    ]
     assert sum(r >= 0.5 for *_, r in once.onward) >= 1
     assert once == found(few + 1, Memo(tmp_path / "memo"))
     assert set(once.onward) <= set(once.everything)
@@ -128,11 +131,11 @@ def test_what_one_instruction_brings_most_of_is_not_all_that_is_gone_on_with(tin
             for text in asked
         ]
 
-    monkeypatch.setattr(module._Asker, "answered", answers)
+    monkeypatch.setattr(Asker, "answered", answers)
     wide = replace(target(), raw=True, onward=400)
-    ask = module._Asker(tiny, wide, RevealConfig(**SMALL), Memo(), None, None)  # type: ignore[arg-type]
+    ask = Asker(tiny, wide, RevealConfig(**SMALL), Memo(), None, None)  # type: ignore[arg-type]
     pairs = [*(("A", f"A{n}", 1.0) for n in range(90)), *(("B", f"B{n}", 1.0) for n in range(10))]
-    found = module._onward(pairs, ask)
+    found = after.onward(pairs, ask)
     came = Counter(text[0] for text, _, r in found if r >= 0.5)
     assert came["B"] >= 60
 
@@ -141,8 +144,8 @@ def test_what_one_instruction_brings_most_of_is_not_all_that_is_gone_on_with(tin
 @pytest.mark.parametrize(("judged", "left"), [(2, 5), (5, 3)])
 def test_a_killed_search_goes_on_to_the_same_result(tiny, tmp_path, judged, left, monkeypatch):
     calls = []
-    real = module.sampled
-    monkeypatch.setattr(module, "sampled", lambda *a: calls.append(a) or real(*a))
+    real = asking.sampled
+    monkeypatch.setattr(asking, "sampled", lambda *a: calls.append(a) or real(*a))
     whole = search(tiny, target(), RevealConfig(**SMALL), Memo())
     assert len(calls) == 7
     asked = 0
@@ -172,8 +175,8 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, tmp_path, judged, left
 
 def test_a_mended_oracle_is_asked_anew_about_the_answers_that_were_kept(tiny, tmp_path, monkeypatch):
     calls = []
-    real = module.sampled
-    monkeypatch.setattr(module, "sampled", lambda *a: calls.append(a) or real(*a))
+    real = asking.sampled
+    monkeypatch.setattr(asking, "sampled", lambda *a: calls.append(a) or real(*a))
     whole = search(tiny, target(), RevealConfig(**SMALL), Memo())
     first = [0.9] * 4
 
@@ -239,12 +242,12 @@ def test_a_wrong_oracle_is_a_clear_error(tiny, relevance, message, tmp_path):
 
 
 def test_empty_answers_are_a_clear_error(tiny, monkeypatch):
-    real = module.sampled
+    real = asking.sampled
 
     def silent(*args):
         return [type(g)("", (), True) for g in real(*args)]
 
-    monkeypatch.setattr(module, "sampled", silent)
+    monkeypatch.setattr(asking, "sampled", silent)
     with pytest.raises(ExpungeError, match="all answers to 3 instructions are empty"):
         search(tiny, target(lambda a: [0.0] * len(a)), RevealConfig(**SMALL), Memo())
 
@@ -312,8 +315,8 @@ def test_the_score_is_of_all_that_the_budget_revealed(tiny):
     assert fewer.kept_score != whole.kept_score
     answers = [a for q in found.queries for a in q.answers]
     relevance = sum(r for q in found.queries for r in q.relevances) / len(answers)
-    diversity = vendi(encoder_for(tiny)[1]([a or " " for a in answers])) / module.SET_ROWS
-    assert len(answers) <= module.SET_ROWS
+    diversity = vendi(encoder_for(tiny)[1]([a or " " for a in answers])) / after.SET_ROWS
+    assert len(answers) <= after.SET_ROWS
     assert found.score == pytest.approx(harmonic(relevance, diversity, 0.25))
 
 

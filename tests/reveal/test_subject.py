@@ -9,8 +9,9 @@ from expunge.errors import InputError
 from expunge.models.generation import Generated
 from expunge.reveal import beside
 from expunge.reveal import subject as module
+from expunge.reveal.asking import Query
 from expunge.reveal.beside import kinds, neighbours
-from expunge.reveal.search import Query, Revealed
+from expunge.reveal.search import Revealed
 from expunge.reveal.subject import subject_task
 from expunge.reveal.text import belongs, counted, speaks_of
 

@@ -9,8 +9,9 @@ from expunge.data.examples import Example, Raw, read_examples
 from expunge.data.prompts import general_split, general_tuning
 from expunge.models.generation import Generated
 from expunge.reveal import targets, tasks
+from expunge.reveal.asking import Query
 from expunge.reveal.run import _lines
-from expunge.reveal.search import Query, Revealed
+from expunge.reveal.search import Revealed
 from expunge.reveal.targets import plain_task, relevant
 
 CODE = "```python\ndef add(a, b):\n    return a + b\n```"
