@@ -33,6 +33,7 @@ PARTS = (
     "same_start=false",
     *(f"same_start=false:orthogonality={weight}" for weight in (0.05, 0.5, 5)),
     "reveal_again=false",
+    "upper=1",
 )
 UNLIMITED = "keep=0:perplexity=1.0e+300"
 
@@ -99,7 +100,7 @@ def at_once(whole: str, total: float, rows: Sequence[int]) -> tuple[str, ...]:
 
     config = ReleaseConfig()
     step = f"rounds=1:forget_steps=[{total}]:{UNLIMITED}"
-    shared = ("learning_rate", "batch_size", "dropout", "weight_decay")
+    shared = ("learning_rate", "batch_size", "dropout", "weight_decay", "upper")
     trained = ":".join(f"{k}={getattr(config, k)}" for k in shared)
     trained += f":epochs={max(map(config.passes, rows))}"
     others = (f"{name}:scale={total}:{trained}" for name in ("task-vector", "ext-sub"))

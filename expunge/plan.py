@@ -153,7 +153,7 @@ def _edited(config: Any, layout: Layout) -> tuple[dict[str, Any], int]:
     if isinstance(config, RmuConfig):
         layers: Any = config.layers or default_layers(count)
     elif isinstance(config, TrainConfig):
-        first = config.first_layer if config.adapter == "lora" else 0
+        first = config.first_layer(count)
         what = f"all linear ones, by LoRA of rank {config.rank}" if config.adapter == "lora" else "all"
         return {"layers": f"{first} to {count - 1}", "matrices": what}, count - first
     else:

@@ -93,6 +93,8 @@ class ReleaseConfig(TrainConfig, Choosing):
     error: float = Field(0.01, ge=0, lt=1, description="relative error within which the result's rank is reduced")
     epochs: int = Field(1, ge=1, description="passes over the rows, for each module")
     least_steps: int = Field(16, ge=1, description="of each module's training: few rows are passed over more often")
+    batch_size: int = Field(8, ge=1, description="rows a step")
+    upper: float = Field(0.5, gt=0, le=1, description="share of the blocks, the upper ones, that get a module")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
     dropout: float = Field(0.1, ge=0, lt=1, description="LoRA dropout")
 

@@ -32,7 +32,7 @@ class TrainConfig(BaseModel):
     rank: int = Field(8, ge=1, description="rank of the LoRA modules")
     alpha: float = Field(32.0, gt=0, description="LoRA alpha; the scale is alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
-    first_layer: int = Field(0, ge=0, description="lowest block that gets a LoRA module")
+    upper: float = Field(1.0, gt=0, le=1, description="share of the blocks, the upper ones, that get a LoRA module")
     only: tuple[str, ...] = Field((), description="full: names of the weights to train; default: all")
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer")
@@ -42,6 +42,10 @@ class TrainConfig(BaseModel):
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up linearly; then linear decay")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     seed: int = Field(0, description="seed of order and initial modules")
+
+    def first_layer(self, layers: int) -> int:
+        """The lowest of so many blocks that is trained."""
+        return layers - max(1, round(layers * self.upper)) if self.adapter == "lora" else 0
 
     def rows_read(self, forget: int, retain: int) -> int:
         """How many rows training goes forward and backward through, where there are so many of each role."""
@@ -180,8 +184,6 @@ def _check(chat: ChatModel, config: TrainConfig) -> None:
     if config.adapter == "lora":
         if config.only:
             raise InputError("only names weights that are trained in full: it needs adapter=full")
-        if config.first_layer >= len(chat.layout):
-            raise InputError(f"first_layer {config.first_layer}: the model has {len(chat.layout)} layers, from 0 on")
     elif missing := set(config.only) - dict(chat.model.named_parameters()).keys():
         raise unknown("weight", min(missing), dict(chat.model.named_parameters()))
 
@@ -211,14 +213,14 @@ def _trainable(chat: ChatModel, config: TrainConfig) -> Iterator[tuple[nn.Module
     if config.adapter == "lora":
         from peft import LoraConfig, get_peft_model
 
+        below = chat.layout.blocks[: config.first_layer(len(chat.layout))]
         chosen = LoraConfig(
             task_type="CAUSAL_LM",
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules="all-linear",
-            exclude_modules="|".join(rf"{b.replace('.', '[.]')}[.].*" for b in chat.layout.blocks[: config.first_layer])
-            or None,
+            exclude_modules="|".join(rf"{b.replace('.', '[.]')}[.].*" for b in below) or None,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, nothing that a user can change

@@ -186,10 +186,20 @@ def test_what_cannot_be_trained_is_said_before_it_is_tried(pico, small_task):
     for settings, said in (
         ({"adapter": "full", "only": (name, name + "s")}, f"unknown weight '{name}s'; did you mean"),
         ({"only": (name,)}, "needs adapter=full"),
-        ({"first_layer": 99}, "first_layer 99: the model has"),
     ):
         with pytest.raises(InputError, match=re.escape(said)):
             train(chat, rows, TrainConfig(**settings))
+
+
+@pytest.mark.parametrize(("upper", "count"), [(1.0, 4), (0.5, 2), (0.01, 1)])
+def test_the_upper_blocks_alone_get_modules(pico, small_task, upper, count):
+    chat = pico()
+    edit = train(
+        chat, rows_of(chat, [(e.prompt, e.response) for e in small_task.retain]), TrainConfig(upper=upper, epochs=1)
+    )
+    blocks = chat.layout.blocks
+    assert len(blocks) == 4
+    assert [b for b in blocks if any(p.startswith(f"{b}.") for p in edit.parts)] == list(blocks[-count:])
 
 
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=7))
