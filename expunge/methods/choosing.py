@@ -24,6 +24,7 @@ from ..models.loading import ChatModel
 
 LONGEST = 200  # tokens of an answer to a held-out row
 LEAST_KEPT = 48  # at least so many of one to a row to keep, where its true answer is shorter
+SAID_TOKENS = 500  # of what is kept of the model's own: where answers are short, each row gets more than one
 SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
 CERTAIN = 2  # standard errors that a loss of what is kept has to have, to be one
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
@@ -106,12 +107,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows that choose. said: what the model said to the rows to keep before, sampled; token ids.
-    retain: rows of the retain set by kind, where the rows to keep are others."""
+    """Rows that choose. said: what the model said to the rows to keep before, sampled; token ids of one or more answers to
+    each. retain: rows of the retain set by kind, where the rows to keep are others."""
 
     forget: Sequence[Example]
     keep: Sequence[Example]
-    said: Sequence[Sequence[int]]
+    said: Sequence[Sequence[Sequence[int]]]
     retain: Sequence[Sequence[Example]] = ()
 
 
@@ -130,7 +131,9 @@ def figures(
         less: an edit on top, with which what is left is looked at.
     """
     prompts = chat.prompt_ids([e.prompt for e in held.keep])
-    found = Figures(None, None, (token_loss(score_answers(chat, prompts, held.said)),))
+    asked = [p for p, answers in zip(prompts, held.said, strict=True) for _ in answers]
+    scored = score_answers(chat, asked, [a for answers in held.said for a in answers])
+    found = Figures(None, None, (token_loss(scored),))
     for rows in held.retain:
         if limits and not limits.hold(found):
             break
@@ -162,19 +165,28 @@ def longest_answer(chat: ChatModel, rows: Sequence[Example], config: Choosing, l
 
 def said(
     chat: ChatModel, rows: Sequence[Example], task: ForgetTask, config: Choosing
-) -> tuple[Sequence[Example], list[tuple[int, ...]]]:
-    """(rows, what the model says to each), sampled: token ids, with the end where it came to one. Rows to which it says
-    what is to be forgotten are left out: to be further from that is no loss."""
+) -> tuple[Sequence[Example], list[list[tuple[int, ...]]]]:
+    """(rows, what the model says to each), sampled: token ids, with the end where it came to one; as many answers to each as
+    make `SAID_TOKENS` together, at most `answers`. Those that show what is to be forgotten are left out, and rows to which
+    all do: to be further from that is no loss."""
     prompts = chat.prompt_ids([e.prompt for e in rows])
-    tokens = longest_answer(chat, rows, config, LEAST_KEPT)
-    drawn = sampled(chat, prompts, tokens, SAID_TEMPERATURE, config.seed)
-    if task.relevance:
-        shown = task.relevance([g.text for g in drawn])
-        clean = [n for n, r in enumerate(shown) if r < RELEVANT]
-        if clean:
-            rows, drawn = [rows[n] for n in clean], [drawn[n] for n in clean]
+    longest = longest_answer(chat, rows, config, LEAST_KEPT)
     end = () if chat.tokenizer.eos_token_id is None else (chat.tokenizer.eos_token_id,)
-    return rows, [(*g.tokens, *(end if g.ended else ())) or end or (0,) for g in drawn]
+    every: list[list[tuple[int, ...]]] = [[] for _ in rows]
+    clean: list[list[tuple[int, ...]]] = [[] for _ in rows]
+    for turn in range(config.answers):
+        drawn = sampled(chat, prompts, longest, SAID_TEMPERATURE, config.seed + turn)
+        shown = task.relevance([g.text for g in drawn]) if task.relevance else [0.0] * len(drawn)
+        for n, (g, relevance) in enumerate(zip(drawn, shown, strict=True)):
+            tokens = (*g.tokens, *(end if g.ended else ())) or end or (0,)
+            every[n].append(tokens)
+            if relevance < RELEVANT:
+                clean[n].append(tokens)
+        if sum(len(a) for answers in every for a in answers) >= SAID_TOKENS:
+            break
+    if not any(clean):
+        return rows, every
+    return [e for e, answers in zip(rows, clean, strict=True) if answers], [a for a in clean if a]
 
 
 def kinds(rows: Sequence[Example]) -> dict[str, list[Example]]:

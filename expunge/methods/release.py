@@ -36,6 +36,7 @@ from .choosing import (
     Limits,
     figures,
     forget_split,
+    kinds,
     longest_answer,
     roots,
     said,
@@ -55,7 +56,7 @@ class ReleaseConfig(TrainConfig, Choosing):
     rounds: int = Field(6, ge=1, description="rounds at most")
     rows: int = Field(1000, ge=1, description="forget rows that a round trains on, drawn anew, at most")
     retain_rows: int = Field(
-        1500, ge=1, description="retain rows, likewise; those of the forget rows' own prompts come first"
+        1500, ge=1, description="retain rows, likewise: of each group as many, as far as there are"
     )
     forget_steps: tuple[PositiveFloat, ...] = Field(
         (2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.1),
@@ -139,13 +140,14 @@ def release(
     # What is said after the forget rows' own prompts is to change; how likely all of it stays is no limit.
     asked = {e.prompt for e in task.forget}
     apart = [e for e in task.retain if e.prompt not in asked] or task.retain
-    kinds = split_by_kind(apart, config)
-    retain_held = [e for _, held in kinds.values() for e in held]
+    parts = split_by_kind(apart, config)
+    retain_held = [e for _, held in parts.values() for e in held]
     # A behaviour's rows to keep are the model's own answers, to which ROUGE-1 is low whatever happens.
     others = (task.validation or (general_tuning()[1] if task.relevance else ()))[: config.most_held_out]
     keep = others or random.Random(config.seed).sample(retain_held, min(len(retain_held), config.most_held_out))
-    retain = _unlike(task.retain, [*retain_held, *keep, *forget_held], task.forget)
-    by_kind = [held for _, held in kinds.values()] if others else ()
+    fitted = set(_unlike(task.retain, [*retain_held, *keep, *forget_held], task.forget))
+    retain = [[e for e in rows if e in fitted] for rows in kinds(task.retain).values()]
+    by_kind = [held for _, held in parts.values()] if others else ()
     held = HeldOut(forget_held, *said(chat, keep, task, config), by_kind)
 
     before = figures(chat, task, held, config)
@@ -266,13 +268,17 @@ def _again(
 def _modules(
     chat: ChatModel,
     forget: Sequence[Example],
-    retain: Sequence[Example],
+    retain: Sequence[Sequence[Example]],
     config: ReleaseConfig,
     number: int,
     progress: Progress | None,
 ) -> tuple[Edit | None, Edit]:
     """(the module trained on the retain set, the one trained on the forget set), the second on top of the first where
-    `retain_first` says so, else both of the model as it stands."""
+    `retain_first` says so, else both of the model as it stands.
+
+    Args:
+        retain: rows by kind.
+    """
     fresh = config.model_copy(update={"seed": config.seed + 1000 * number})
 
     def trained(rows: Sequence[Example], earlier: Edit | None) -> Edit:
@@ -296,19 +302,27 @@ def _modules(
         return kept, trained(forget, kept)
 
 
-def _beside(forget: Sequence[Example], retain: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """So many retain rows, or all: up to half of them one of each forget row's prompt, as long as there is one left, then
-    any."""
+def _beside(forget: Sequence[Example], retain: Sequence[Sequence[Example]], count: int, seed: int) -> list[Example]:
+    """So many retain rows, or all: of each kind as many, as far as there are. Up to half of a kind's are of the forget rows'
+    prompts, one of each as long as there is one left, the others any.
+
+    Args:
+        retain: rows by kind.
+    """
     rng = random.Random(seed)
-    left: dict[Prompt, list[Example]] = {}
-    for row in rng.sample(list(retain), len(retain)):
-        left.setdefault(row.prompt, []).append(row)
     found: list[Example] = []
-    for e in forget:
-        if len(found) < count // 2 and left.get(e.prompt):
-            found.append(left[e.prompt].pop())
-    others = [e for rows in left.values() for e in rows]
-    return [*found, *rng.sample(others, len(others))][:count]
+    for number, rows in enumerate(sorted(retain, key=len)):
+        room = (count - len(found)) // (len(retain) - number)
+        left: dict[Prompt, list[Example]] = {}
+        for row in rng.sample(list(rows), len(rows)):
+            left.setdefault(row.prompt, []).append(row)
+        own: list[Example] = []
+        for e in forget:
+            if len(own) < room // 2 and left.get(e.prompt):
+                own.append(left[e.prompt].pop())
+        others = [e for rows in left.values() for e in rows]
+        found += [*own, *rng.sample(others, len(others))][:room]
+    return found
 
 
 def _chosen(

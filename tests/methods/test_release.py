@@ -3,10 +3,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from expunge import unlearn
 from expunge.data.examples import Example, ForgetTask, Raw
@@ -68,7 +71,7 @@ def test_the_forget_module_is_trained_with_the_retain_module_in_place(pico, smal
     before = {n: p.clone() for n, p in chat.model.named_parameters()}
     for first in (True, False):
         config = ReleaseConfig(retain_first=first, **TRAIN | {"epochs": 20})
-        kept, gone = module._modules(chat, rows, rows, config, 0, None)
+        kept, gone = module._modules(chat, rows, [rows], config, 0, None)
         alone = train(chat, rows_of(chat, [(e.prompt, e.response) for e in rows]), config)
         for name in gone.parts:
             assert torch.allclose(kept.dense(name), alone.dense(name), atol=1e-6)
@@ -113,7 +116,7 @@ def test_what_both_modules_learn_cancels_when_they_begin_together(pico, small_ta
     rows, left = list(small_task.retain), {}
     for same in (True, False):
         config = ReleaseConfig(same_start=same, retain_first=False, **TRAIN)
-        kept, gone = module._modules(pico("llama"), rows, rows, config, 0, None)
+        kept, gone = module._modules(pico("llama"), rows, [rows], config, 0, None)
         apart = sum(float((kept.dense(n) - gone.dense(n)).norm() ** 2) for n in gone.parts) ** 0.5
         left[same] = apart / interference(kept, gone)["forget_norm"]
     assert left[True] < 0.1
@@ -130,7 +133,7 @@ def test_few_rows_are_passed_over_more_often(pico, small_task, monkeypatch):
     monkeypatch.setattr(module, "train", noted)
     rows = [Example(f"say {n}", f"answer {n}") for n in range(20)]
     for least, expected in ((1, 2), (4, 2), (16, 6)):  # of three steps a pass
-        module._modules(pico("llama"), rows, rows, ReleaseConfig(batch_size=8, epochs=2, least_steps=least), 0, None)
+        module._modules(pico("llama"), rows, [rows], ReleaseConfig(batch_size=8, epochs=2, least_steps=least), 0, None)
         assert passes == [(20, expected)] * 2
         passes.clear()
 
@@ -138,18 +141,28 @@ def test_few_rows_are_passed_over_more_often(pico, small_task, monkeypatch):
 def test_retain_rows_of_the_same_prompts_come_first():
     forget = [Example("a", "bad 1"), Example("a", "bad 2"), Example("b", "bad 3"), Example("c", "bad 4")]
     retain = [Example("a", "good 1"), Example("b", "good 2"), Example("b", "good 3"), Example("d", "other")]
-    found = module._beside(forget, retain, 9, 0)
+    found = module._beside(forget, [retain], 9, 0)
     # One of a, one of b, while there is one left; then any.
     assert sorted(e.prompt for e in found[:2]) == ["a", "b"]
     assert {*found} == {*retain}
     assert len(found) == 4
-    assert module._beside(forget, retain, 4, 0) == found
-    assert module._beside(forget, retain, 9, 1) == module._beside(forget, retain, 9, 1)
-    assert {module._beside(forget, retain, 9, seed)[2].prompt for seed in range(20)} == {"b", "d"}
+    assert module._beside(forget, [retain], 4, 0) == found
+    assert module._beside(forget, [retain], 9, 1) == module._beside(forget, [retain], 9, 1)
+    assert {module._beside(forget, [retain], 9, seed)[2].prompt for seed in range(20)} == {"b", "d"}
     # At most half: what else is to be kept is not crowded out.
-    both = [module._beside(forget, retain, 2, seed) for seed in range(40)]
+    both = [module._beside(forget, [retain], 2, seed) for seed in range(40)]
     assert all(rows[0].prompt in "ab" and len(rows) == len({*rows}) == 2 for rows in both)
     assert {rows[1].prompt for rows in both} == {"b", "d"}
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(1, 100))
+def test_of_each_kind_of_retain_rows_there_are_as_many(sizes, count):
+    kinds = [[Example(f"{kind} {n}", "x") for n in range(size)] for kind, size in enumerate(sizes)]
+    found = module._beside([e for rows in kinds for e in rows[::2]], kinds, count, 0)
+    assert len(found) == len({*found}) == min(count, sum(sizes))
+    shares = Counter(e.prompt.split()[0] for e in found)
+    for kind, size in enumerate(sizes):  # all of it, or no fewer than of any other, but for what does not divide
+        assert shares[str(kind)] == size or shares[str(kind)] >= max(shares.values(), default=0) - 1
 
 
 def scripted(monkeypatch, *values: Figures) -> None:
@@ -275,7 +288,7 @@ def test_answers_are_as_long_as_the_longest_response_of_their_own_role(tiny, mon
     held = HeldOut(short, *choosing.said(tiny, long, task, ReleaseConfig()))
     figures(tiny, task, held, ReleaseConfig())
     of = [len(ids) for rows in (long, short) for ids in tiny.answer_ids([rows[0].response])]
-    assert asked == [min(of[0], choosing.LONGEST), of[1]]
+    assert [*dict.fromkeys(asked)] == [min(of[0], choosing.LONGEST), of[1]]
     assert of[1] < choosing.LEAST_KEPT < of[0]
 
 
@@ -392,7 +405,7 @@ def test_what_is_said_after_forget_prompts_is_no_limit(tiny, tiny_task, monkeypa
         pass
 
     def modules(chat, rows, retain, *_):
-        trained.append(retain)
+        trained.append([e for rows in retain for e in rows])
         raise Enough
 
     monkeypatch.setattr(module, "figures", lambda _, __, held, *___: seen.append(held) or Figures(1.0, 1.0, (1.0,)))
@@ -428,11 +441,13 @@ def test_what_the_model_said_before_is_likelier_than_after_a_change(tiny, tiny_t
 
 
 def test_what_is_kept_of_the_models_own_is_what_it_usually_says(pico, small_task, monkeypatch):
-    chat, config, rows = pico("llama"), ReleaseConfig(max_new_tokens=8), small_task.retain
+    chat, config, rows = pico("llama"), ReleaseConfig(max_new_tokens=8, answers=40), small_task.retain
+    monkeypatch.setattr(choosing, "SAID_TOKENS", 1e6)
 
     def loss():
-        said = choosing.said(chat, rows, small_task, config)[1]
-        return choosing.token_loss(score_answers(chat, chat.prompt_ids([e.prompt for e in rows]), said))
+        asked, said = choosing.said(chat, rows, small_task, config)
+        pairs = [(e.prompt, a) for e, answers in zip(asked, said, strict=True) for a in answers]
+        return choosing.token_loss(score_answers(chat, chat.prompt_ids([p for p, _ in pairs]), [a for _, a in pairs]))
 
     usual = loss()
     monkeypatch.setattr(choosing, "SAID_TEMPERATURE", 1.0)
@@ -440,14 +455,31 @@ def test_what_is_kept_of_the_models_own_is_what_it_usually_says(pico, small_task
 
 
 def test_what_shows_the_forgotten_is_not_counted_as_something_to_keep(tiny, tiny_task):
-    config, rows = ReleaseConfig(max_new_tokens=8), tiny_task.retain[:4]
+    config, rows = ReleaseConfig(max_new_tokens=8), list(tiny_task.retain[:4])
     task = tiny_task.but()
     object.__setattr__(task, "relevance", lambda answers: [float(n == 1) for n, _ in enumerate(answers)])
     every, (kept, said) = choosing.said(tiny, rows, tiny_task, config), choosing.said(tiny, rows, task, config)
     assert kept == [rows[0], rows[2], rows[3]]
     assert said == [every[1][0], every[1][2], every[1][3]]
+    assert {len(answers) for answers in said} == {config.answers}
     object.__setattr__(task, "relevance", lambda answers: [1.0] * len(answers))
     assert choosing.said(tiny, rows, task, config) == every  # it says nothing else: all there is to measure by
+    turns = iter([[1.0] * 4, [0.0, 1.0, 1.0, 1.0], [1.0] * 4, [0.0, 1.0, 1.0, 1.0]])
+    object.__setattr__(task, "relevance", lambda answers: next(turns))
+    assert choosing.said(tiny, rows, task, config) == ([rows[0]], [every[1][0][1::2]])
+
+
+def test_short_answers_to_keep_are_drawn_more_than_once(pico, small_task, monkeypatch):
+    """A loss of a few dozen tokens is chance."""
+    chat, config, rows = pico("llama"), ReleaseConfig(max_new_tokens=8), small_task.retain
+    four = choosing.said(chat, rows, small_task, config)[1]
+    assert {len({*answers}) for answers in four} == {4}
+    monkeypatch.setattr(choosing, "SAID_TOKENS", sum(len(answers[0]) for answers in four))
+    assert choosing.said(chat, rows, small_task, config)[1] == [answers[:1] for answers in four]
+    held = HeldOut(small_task.forget, rows, four)
+    prompts = [p for p in chat.prompt_ids([e.prompt for e in rows]) for _ in range(4)]
+    scored = score_answers(chat, prompts, [a for answers in four for a in answers])
+    assert figures(chat, small_task, held, config).nlls == (pytest.approx(choosing.token_loss(scored)),)
 
 
 def test_each_kind_of_retain_rows_is_looked_at_by_itself():
@@ -495,7 +527,7 @@ def test_no_prompt_that_chooses_is_trained(tiny, tiny_task, monkeypatch):
         return Figures(1.0, 1.0, (1.0,) * (1 + len(held.retain)))
 
     def modules(_, forget, retain, *__):
-        seen["trained"] = [*forget, *retain]
+        seen["trained"] = [*forget, *(e for rows in retain for e in rows)]
         raise Diverged(1, "enough")
 
     monkeypatch.setattr(module, "figures", looked)
@@ -659,7 +691,7 @@ def test_a_round_holds_its_modules_apart_by_either_penalty(pico, small_task, ret
             orthogonality=weight,
             penalty=penalty,
         )
-        kept, gone = module._modules(pico("llama"), small_task.forget, small_task.retain, config, 0, None)
+        kept, gone = module._modules(pico("llama"), small_task.forget, [small_task.retain], config, 0, None)
         found[penalty, weight] = interference(kept, gone)["interference"]
     assert found["absolute", 0.5] < 0.5 * found["absolute", 0]
     assert found["squared", 0.5] < 0.9 * found["absolute", 0]
