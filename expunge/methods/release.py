@@ -45,6 +45,7 @@ from .choosing import (
 from .rounds import Rounds
 
 AGAIN = 128  # prompts that are answered anew at a time
+CHANCE = 0.05  # of what there was to forget: of two lambda_r, no smaller difference in what is left counts
 WORTH = 0.05  # of a round's rows, or of the prompts, what a pass over these has to bring for there to be another
 
 Progress = Callable[[int], None]
@@ -59,7 +60,7 @@ class ReleaseConfig(TrainConfig, Choosing):
         1500, ge=1, description="retain rows, likewise: of each group as many, as far as there are"
     )
     forget_steps: tuple[PositiveFloat, ...] = Field(
-        (2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.1),
+        (3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.1),
         min_length=1,
         description="lambda_f to choose from, the largest within the limits",
     )
@@ -181,7 +182,7 @@ def release(
                 room = min(len(forget), config.rows - len(still))
                 rows = [*still, *random.Random(config.seed + number).sample(list(forget), room)]
                 kept, gone = _modules(chat, rows, retain, config, number, progress)
-                step, chosen = _chosen(chat, kept, gone, config, done.left[-1], look)
+                step, chosen = _chosen(chat, kept, gone, config, done.left, look)
         except Exception as e:  # whatever it is, memory that is full too: what was found is not lost
             if not done.taken:
                 raise
@@ -330,19 +331,20 @@ def _chosen(
     kept: Edit | None,
     gone: Edit,
     config: ReleaseConfig,
-    left: float,
+    left: Sequence[float],
     look: Callable[[Edit], Figures],
 ) -> tuple[Edit | None, dict[str, Any]]:
     """(the step, what was tried): with the largest lambda_f at which any lambda_r stays within the limits and forgets
-    something, and of these lambda_r the one with the least left of what is forgotten, of equal ones the one that costs
-    least of what is kept. Where none forgets, the one within the limits with the least left; None where is none within.
+    something, and of these lambda_r the one that costs least of what is kept, among those that leave as little of what is
+    forgotten (to `CHANCE`). Where none forgets, the one within the limits with the least left; None where none is within.
 
     Args:
-        left: of what is forgotten, before the step. look: at the model with a step, which is applied.
+        left: of what is forgotten, before all rounds and after each. look: at the model with a step, which is applied.
     """
     tried: list[dict[str, Any]] = []
-    best: tuple[tuple[float, float, float], Edit, dict[str, Any]] | None = None
+    best: tuple[tuple[float, float], Edit, dict[str, Any]] | None = None
     for forget_step in sorted(config.forget_steps, reverse=True):
+        within: list[tuple[Edit, float, float, dict[str, Any]]] = []
         for retain_step in config.retain_steps if kept else (0.0,):
             step = gone.times(-forget_step)
             if kept:  # first: it was made on the model as it stands, and the edit is known by that
@@ -351,10 +353,15 @@ def _chosen(
                 found = look(step)
             tried.append({"forget_step": forget_step, "retain_step": retain_step, **found.record()})
             if found.forget is not None:
-                order = found.forget, -forget_step, sum(found.nlls)
-                if best is None or order < best[0]:
-                    best = order, step, tried[-1]
-        if best and best[0][0] < left:  # a smaller step forgets less
+                within.append((step, found.forget, sum(found.nlls), tried[-1]))
+        if not within:
+            continue
+        least = min(now for _, now, *_ in within)
+        as_little = [some for some in within if some[1] == least or some[1] < min(least + CHANCE * left[0], left[-1])]
+        step, now, _, record = min(as_little, key=lambda some: some[2])
+        if best is None or (now, -forget_step) < best[0]:
+            best = (now, -forget_step), step, record
+        if least < left[-1]:  # a smaller step forgets less
             break
     if best is None:
         return None, {"tried": tried}

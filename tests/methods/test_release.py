@@ -227,6 +227,24 @@ def test_of_steps_that_leave_as_much_the_one_that_costs_less_is_taken(pico, smal
     assert len(chosen["tried"]) == 4
 
 
+def test_what_is_left_by_chance_does_not_choose_between_retain_steps(pico, small_task, monkeypatch):
+    config = ReleaseConfig(rounds=1, forget_steps=(0.5,), retain_steps=(1.0, 0.5), **TRAIN)
+    task = small_task.but(forget=small_task.forget * 2)
+    for left, cost, chosen in (
+        ((0.43, 0.4), (1.0, 1.02), 1.0),
+        ((0.43, 0.4), (1.02, 1.0), 0.5),
+        ((0.46, 0.4), (1.0, 1.02), 0.5),
+    ):
+        scripted(
+            monkeypatch, Figures(1.0, 1.0, (1.0,)), *(Figures(f, 1.0, (c,)) for f, c in zip(left, cost, strict=True))
+        )
+        edit = release(pico("llama"), task, config)
+        assert edit.meta["round_log"][0]["retain_step"] == chosen
+    # What forgets nothing is not as good as what forgets a little.
+    scripted(monkeypatch, Figures(1.0, 1.0, (1.0,)), Figures(1.0, 1.0, (1.0,)), Figures(0.99, 1.0, (1.02,)))
+    assert release(pico("llama"), task, config).meta["round_log"][0]["forget"] == 0.99
+
+
 def test_a_round_that_is_worse_than_the_one_before_is_not_the_result(pico, small_task, monkeypatch):
     chat = pico("llama")
     config = ReleaseConfig(rounds=3, forget_steps=(0.5,), retain_module=False, error=0.0, **TRAIN)
