@@ -51,7 +51,11 @@ class Choosing(BaseModel):
     )
     held_out: float = Field(0.2, gt=0, lt=1, description="share of the rows that choose")
     most_held_out: int = Field(48, ge=1, description="and at most so many of each role")
-    answers: int = Field(4, ge=1, description="answers sampled for a held-out forget prompt, where relevance is known")
+    answers: int = Field(
+        4,
+        ge=1,
+        description="answers sampled for a held-out forget prompt, where relevance is known; for a row to keep, at most",
+    )
     max_new_tokens: int | None = Field(
         None,
         ge=1,
