@@ -236,7 +236,7 @@ def roots(rows: Iterable[Example]) -> dict[Prompt, Prompt]:
     for text in texts:
         if shortest is None or not text.startswith(shortest):
             shortest = text
-        found[text] = root(shortest)
+        found[text] = shortest
     known = {str(text): text for text in texts}
     for row in rows:
         if said := known.get(row.response.strip()):

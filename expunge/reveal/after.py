@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..data.examples import RELEVANT
-from ..evaluation.embedding import Encoder
 from ..evaluation.text import repeats
 from .asking import Asker, Query, RevealConfig
 from .score import harmonic, vendi
@@ -39,13 +38,11 @@ def choose(queries: Sequence[Query], config: RevealConfig, vectors: Mapping[str,
     return chosen
 
 
-def more(
-    chosen: Sequence[Query], ask: Asker, config: RevealConfig, encoder: Encoder
-) -> tuple[list[tuple[str, str, float]], float]:
+def more(chosen: Sequence[Query], ask: Asker) -> tuple[list[tuple[str, str, float]], float]:
     """(all answers to the kept instructions, with their relevances; the score of those that chose nothing)."""
     pairs: list[tuple[str, str, float]] = []
     fresh: list[tuple[str, float]] = []
-    count = ask.target.more if config.more is None else config.more
+    count = ask.target.more if ask.config.more is None else ask.config.more
     if ask.progress and count:
         ask.progress(0, f"{count} further answers to each of {len(chosen)} instructions")
     said = ask.answered([q.instruction for q in chosen], count, "more") if count else [([], [])] * len(chosen)
@@ -56,7 +53,8 @@ def more(
         fresh += further or own
     if not fresh:
         return pairs, 0.0
-    return pairs, set_score([r for _, r in fresh], encoder([text or " " for text, _ in fresh]), config.weight)
+    vectors = ask.encoder([text or " " for text, _ in fresh])
+    return pairs, set_score([r for _, r in fresh], vectors, ask.config.weight)
 
 
 def onward(pairs: Iterable[tuple[str, str, float]], ask: Asker) -> list[tuple[str, str, float]]:

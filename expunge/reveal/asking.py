@@ -38,7 +38,9 @@ class RevealConfig(BaseModel):
     )
     answers: int = Field(16, ge=2, description="answers sampled for a query")
     together: int = Field(8, ge=1, description="queries asked in one batch; the bandit learns after each")
-    max_new_tokens: int | None = Field(None, ge=1, description="longest answer, in tokens; default: 48, of code 128")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="longest answer, in tokens; default: 48, of code 128, of toxicity 24"
+    )
     temperature: float = Field(1.0, gt=0, description="of sampling")
     weight: float = Field(0.25, ge=0, le=1, description="alpha: of diversity against relevance")
     start: int = Field(24, ge=1, description="random points scored first (at most two fifths of the budget)")

@@ -77,7 +77,7 @@ def search(
     {"neuralucb": _neuralucb, "random": _random, "written": _written}[config.search](asker)
     queries = list(asker.queries.values())
     chosen = choose(queries, config, asker.vectors)
-    pairs, kept_score = more(chosen, asker, config, encoder)
+    pairs, kept_score = more(chosen, asker)
     every = [r for q in queries for r in q.relevances]
     score = set_score(every, torch.cat([asker.vectors[q.instruction] for q in queries]), config.weight)
     found = Revealed(queries, [q.instruction for q in chosen], pairs, score, kept_score, name, config.seed)
