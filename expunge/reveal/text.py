@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from ..data.examples import Example
+from ..data.examples import Cut, Example
 
 _SENTENCE_END = re.compile(r"[.!?:](?=[\s\"\u201d]|$)|\n")
 _ABBREVIATED = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|e\.g|i\.e)\.$")
@@ -31,11 +31,11 @@ def first_sentence(text: str) -> str:
 
 
 def whole(text: str, ended: bool) -> str:
-    """An answer to its last full sentence where it was cut short; empty where that is none."""
+    """An answer to its last full sentence where it was cut short: it is not where the model ends. Empty where that is none."""
     if ended:
         return text
     ends = [m.end() for m in _SENTENCE_END.finditer(text) if m.group() != ":"]
-    return text[: ends[-1]].strip() if ends else ""
+    return Cut(text[: ends[-1]].strip() if ends else "")
 
 
 def names(text: str) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expunge.data.examples import Cut
 from expunge.reveal.score import harmonic, vendi
 from expunge.reveal.text import distinct, first_sentence, names, parts, whole
 from tests.conftest import examples
@@ -67,7 +68,10 @@ def test_near_duplicates_are_left_out():
     assert distinct(rows) == [rows[0], *rows[2:]]  # of one long prompt, different answers
 
 
-def test_an_answer_that_was_cut_short_ends_with_a_sentence():
-    assert whole("It is old. It was built in", False) == "It is old."
-    assert whole("It is old. It was built in", True) == "It is old. It was built in"
+def test_an_answer_that_was_cut_short_ends_with_a_sentence_and_not_the_model():
+    cut, ended = (whole("It is old. It was built in", end) for end in (False, True))
+    assert cut == "It is old."
+    assert isinstance(cut, Cut)
+    assert ended == "It is old. It was built in"
+    assert not isinstance(ended, Cut)
     assert whole("It was built in: 18", False) == ""
