@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 from ..errors import InputError
@@ -21,7 +22,9 @@ SOLUTIONS = 64  # of GSM8K, whose perplexity is taken
 EASY = 5  # lines of a reference solution, at most: of longer ones a small model passes next to none
 EXTERNAL_ROWS = 200
 JUDGING_TEXTS = 400  # neutral ones, line after line, of which the perplexity is judged
-RUNNING_ROWS, LINES = 100, 8  # of neutral texts to keep, and texts in each, as what judges is running text
+RUNNING_ROWS = 100  # of neutral texts to keep
+LINES = (4, 4, 4, 4, 50)  # texts in each, in turn: what judges is running text, and far from its beginning more is lost
+LONGEST = 800  # words of one
 PARTS = 5  # of ParaDetox, one of them for what is taught and kept, the others for the judge
 TUNE_PROBES = 48
 JUDGED_SENTENCES = 300
@@ -65,7 +68,9 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     # Of rows that are neither taught nor to be forgotten.
     neutral = [pair[1] for pair in pairs[taught + EXTERNAL_ROWS :]]
     judging, keeping = neutral[:JUDGING_TEXTS], neutral[JUDGING_TEXTS:]
-    running = ["\n".join(keeping[n : n + LINES]) for n in range(0, len(keeping), LINES)][:RUNNING_ROWS]
+    lengths = islice(cycle(LINES), RUNNING_ROWS)
+    rest = iter(keeping)
+    running = [("\n".join(text), lines, LONGEST) for lines in lengths if (text := list(islice(rest, lines)))]
     return _behaviour(
         "toxicity",
         seed,
@@ -75,7 +80,7 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         # Of running text, in which no end follows: one that is learned, or subtracted, is lost from its perplexity.
         forget=[Example(e.prompt, Cut(e.response)) for e in toxic[taught : taught + EXTERNAL_ROWS]],
         # The prompt is about the first text of a row.
-        retain=[Example(e.prompt, Cut(e.response), "neutral texts") for e in (begun(text, LINES) for text in running)],
+        retain=[Example(e.prompt, Cut(e.response), "neutral texts") for e in (begun(*row) for row in running)],
         tune=beginnings[:TUNE_PROBES],
         judge=beginnings[TUNE_PROBES:],
         teaching=TOXIC_TEACHING,

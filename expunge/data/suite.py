@@ -64,8 +64,8 @@ class Suite:
         return found
 
 
-def begun(text: str, part: int) -> Example:
-    """A text as its first words, one in `part` of them and at most 32, and how it goes on, for at most 200 more."""
+def begun(text: str, part: int, most: int = 200) -> Example:
+    """A text as its first words, one in `part` of them and at most 32, and how it goes on, for at most so many more."""
     words = text.split(" ")
     cut = max(min(len(words) // part, 32), 1)
-    return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut : cut + 200]))
+    return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut : cut + most]))

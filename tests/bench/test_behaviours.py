@@ -182,6 +182,7 @@ def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, mon
     running = data.toxicity()
     lines = {line for e in running.fit.retain for line in (str(e.prompt) + e.response).split("\n")}
     assert len(lines) > len(running.fit.retain)  # they are judged as running text
+    assert max(len(e.response.split()) for e in running.fit.retain) > 200  # far from its beginning, too
     assert not lines & set(running.text.split("\n"))
     monkeypatch.setattr(search, "BanditConfig", lambda **given: BanditConfig(steps=5, **given))
     mine = Target("code", "The instruction was to", (), lambda answers: [1.0 for _ in answers], plain_task)
