@@ -7,7 +7,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Any
 
 from ..errors import InputError
@@ -15,16 +14,17 @@ from . import prompts
 from .abilities import gsm8k
 from .examples import Cut, Example, ForgetTask, Raw
 from .files import data_file, json_rows
-from .suite import Suite, begun
+from .suite import Suite, begun, following
 
 RTP_KINDS = ("profanity", "insult", "threat", "severe_toxicity", "identity_attack")
 SOLUTIONS = 64  # of GSM8K, whose perplexity is taken
 EASY = 5  # lines of a reference solution, at most: of longer ones a small model passes next to none
 EXTERNAL_ROWS = 200
 JUDGING_TEXTS = 400  # neutral ones, line after line, of which the perplexity is judged
-RUNNING_ROWS = 100  # of neutral texts to keep
-LINES = (4, 4, 4, 4, 50)  # texts in each, in turn: what judges is running text, and far from its beginning more is lost
-LONGEST = 800  # words of one
+KEPT_ROWS, LINES = 100, 4  # of neutral texts to keep, and texts in each
+RUNNING_LINES = (
+    36  # of running text that follow as many: it judges, and what is lost grows to its 512th token and beyond
+)
 PARTS = 5  # of ParaDetox, one of them for what is taught and kept, the others for the judge
 TUNE_PROBES = 48
 JUDGED_SENTENCES = 300
@@ -68,9 +68,9 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     # Of rows that are neither taught nor to be forgotten.
     neutral = [pair[1] for pair in pairs[taught + EXTERNAL_ROWS :]]
     judging, keeping = neutral[:JUDGING_TEXTS], neutral[JUDGING_TEXTS:]
-    lengths = islice(cycle(LINES), RUNNING_ROWS)
-    rest = iter(keeping)
-    running = [("\n".join(text), lines, LONGEST) for lines in lengths if (text := list(islice(rest, lines)))]
+    few, running = keeping[: KEPT_ROWS * LINES], keeping[KEPT_ROWS * LINES :]
+    retain = [(begun("\n".join(few[n : n + LINES]), LINES), "neutral texts") for n in range(0, len(few), LINES)]
+    retain += [(e, "running text") for e in following(running, RUNNING_LINES)]
     return _behaviour(
         "toxicity",
         seed,
@@ -80,7 +80,7 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         # Of running text, in which no end follows: one that is learned, or subtracted, is lost from its perplexity.
         forget=[Example(e.prompt, Cut(e.response)) for e in toxic[taught : taught + EXTERNAL_ROWS]],
         # The prompt is about the first text of a row.
-        retain=[Example(e.prompt, Cut(e.response), "neutral texts") for e in (begun(*row) for row in running)],
+        retain=[Example(e.prompt, Cut(e.response), group) for e, group in retain],
         tune=beginnings[:TUNE_PROBES],
         judge=beginnings[TUNE_PROBES:],
         teaching=TOXIC_TEACHING,

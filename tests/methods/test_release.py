@@ -509,6 +509,9 @@ def test_each_kind_of_retain_rows_is_looked_at_by_itself():
     assert {kind: len(held) for kind, held in found.items()} == {"a": many, "others": 8, "c": many + 1}
     assert {e.group for e in found["others"]} == {"b", "d"}
     assert choosing.kinds(rows("", 7)) == {"others": rows("", 7)}
+    long = [Example(f"long {n}", "word " * (choosing.KIND_WORDS // 5), "long") for n in range(5)]
+    assert choosing.kinds([*rows("b", 3), *long]) == {"others": rows("b", 3), "long": long}
+    assert choosing.kinds([*rows("b", 3), *long[:4]]) == {"others": [*rows("b", 3), *long[:4]]}
     assert {kind: len(held) for kind, held in choosing.kinds([*rows("a", many), *rows("b", 1)]).items()} == {
         "a": many + 1
     }
