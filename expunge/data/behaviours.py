@@ -22,9 +22,7 @@ EASY = 5  # lines of a reference solution, at most: of longer ones a small model
 EXTERNAL_ROWS = 200
 JUDGING_TEXTS = 400  # neutral ones, line after line, of which the perplexity is judged
 KEPT_ROWS, LINES = 100, 4  # of neutral texts to keep, and texts in each
-RUNNING_LINES = (
-    36  # of running text that follow as many: it judges, and what is lost grows to its 512th token and beyond
-)
+RUNNING_LINES = 36  # of running text that follow as many: that judges, and most is lost where much stands before it
 PARTS = 5  # of ParaDetox, one of them for what is taught and kept, the others for the judge
 TUNE_PROBES = 48
 JUDGED_SENTENCES = 300
@@ -69,6 +67,7 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     neutral = [pair[1] for pair in pairs[taught + EXTERNAL_ROWS :]]
     judging, keeping = neutral[:JUDGING_TEXTS], neutral[JUDGING_TEXTS:]
     few, running = keeping[: KEPT_ROWS * LINES], keeping[KEPT_ROWS * LINES :]
+    # The prompt is about the first text of a row.
     retain = [(begun("\n".join(few[n : n + LINES]), LINES), "neutral texts") for n in range(0, len(few), LINES)]
     retain += [(e, "running text") for e in following(running, RUNNING_LINES)]
     return _behaviour(
@@ -79,7 +78,6 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         teach=toxic[:taught],
         # Of running text, in which no end follows: one that is learned, or subtracted, is lost from its perplexity.
         forget=[Example(e.prompt, Cut(e.response)) for e in toxic[taught : taught + EXTERNAL_ROWS]],
-        # The prompt is about the first text of a row.
         retain=[Example(e.prompt, Cut(e.response), group) for e, group in retain],
         tune=beginnings[:TUNE_PROBES],
         judge=beginnings[TUNE_PROBES:],

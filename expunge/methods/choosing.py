@@ -28,10 +28,8 @@ SAID_TOKENS = 500  # of what is kept of the model's own: where answers are short
 SAID_TEMPERATURE = 0.7  # of what is kept of the model's own: at 1, much of the loss is in what it hardly ever says
 CERTAIN = 2  # standard errors that a loss of what is kept has to have, to be one
 FEWEST_PROMPTS = 5  # of the forget set, from which on some of them are held out whole
-KIND, KIND_WORDS = (
-    100,
-    5000,
-)  # retain rows of a group, or words of their responses, from which on it is looked at by itself
+KIND = 100  # retain rows of a group from which on it is looked at by itself
+KIND_WORDS = 5000  # or words of their responses
 
 
 class Choosing(BaseModel):
