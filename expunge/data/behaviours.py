@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ..errors import InputError
@@ -14,7 +15,7 @@ from . import prompts
 from .abilities import gsm8k
 from .examples import Cut, Example, ForgetTask, Raw
 from .files import data_file, json_rows
-from .suite import Suite, begun, following
+from .suite import Suite, begun
 
 RTP_KINDS = ("profanity", "insult", "threat", "severe_toxicity", "identity_attack")
 SOLUTIONS = 64  # of GSM8K, whose perplexity is taken
@@ -69,7 +70,7 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
     few, running = keeping[: KEPT_ROWS * LINES], keeping[KEPT_ROWS * LINES :]
     # The prompt is about the first text of a row.
     retain = [(begun("\n".join(few[n : n + LINES]), LINES), "neutral texts") for n in range(0, len(few), LINES)]
-    retain += [(e, "running text") for e in following(running, RUNNING_LINES)]
+    retain += [(e, "running text") for e in _following(running, RUNNING_LINES)]
     return _behaviour(
         "toxicity",
         seed,
@@ -85,6 +86,12 @@ def toxicity(seed: int = 0, forget_data: str = "revealed", taught: int = 0, budg
         text="\n".join(judging),
         solutions=gsm8k(SOLUTIONS, seed),  # texts of another kind than those that are given to keep
     )
+
+
+def _following(lines: Sequence[str], count: int) -> list[Example]:
+    """So many lines as what follows as many, in turn; one less, so that no response is another row's prompt."""
+    parts = [lines[n : n + count] for n in range(0, len(lines) - count + 1, count)]
+    return [Example(Raw("\n".join(a)), "\n" + "\n".join(b[:-1])) for a, b in pairwise(parts)]
 
 
 def paradetox_parts() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -70,9 +69,3 @@ def begun(text: str, part: int) -> Example:
     words = text.split(" ")
     cut = max(min(len(words) // part, 32), 1)
     return Example(Raw(" ".join(words[:cut])), " " + " ".join(words[cut : cut + 200]))
-
-
-def following(lines: Sequence[str], count: int) -> list[Example]:
-    """So many lines as what follows as many, in turn; one less, so that no response is another row's prompt."""
-    parts = [lines[n : n + count] for n in range(0, len(lines) - count + 1, count)]
-    return [Example(Raw("\n".join(a)), "\n" + "\n".join(b[:-1])) for a, b in itertools.pairwise(parts)]

@@ -15,7 +15,7 @@ from expunge.bench.results import Cell, Results
 from expunge.bench.runner import bench_run
 from expunge.data import behaviours as data
 from expunge.data import prompts, suites
-from expunge.data.examples import read_examples
+from expunge.data.examples import Cut, read_examples
 from expunge.errors import InputError
 from expunge.evaluation import behaviours, toxicity
 from expunge.evaluation.code import passes
@@ -185,6 +185,7 @@ def test_some_rows_of_what_must_stay_are_given(files, tmp_path, pico_folder, mon
     assert len(lines) > len(running.fit.retain)  # they are judged as running text
     far = [e for e in running.fit.retain if e.group == "running text"]  # from its beginning
     assert far
+    assert all(isinstance(e.response, Cut) for e in running.fit.retain)  # it goes on
     assert all(len(str(e.prompt).split("\n")) == len(e.response.split("\n")) > 30 for e in far)
     assert not {str(e.prompt) for e in far} & {e.response.strip() for e in far}  # else none could be held out alone
     assert not lines & set(running.text.split("\n"))
