@@ -150,17 +150,29 @@ def figures(
     found = replace(found, kept=sum(each) / len(each), kept_each=tuple(each))
     if limits and not limits.hold(found):
         return found
+    with less.applied(chat, check=False) if less else nullcontext():
+        return replace(found, forget=remaining(chat, task, held, config))
+
+
+def remaining(
+    chat: ChatModel, task: ForgetTask, held: HeldOut, config: Choosing, times: int = 1, draw: int | None = None
+) -> float:
+    """What is left of what is forgotten in the model as it stands: mean relevance of sampled answers, or ROUGE-1.
+
+    Args:
+        times: of sampled answers, so many times as many to each prompt.
+        draw: number of other answers than those drawn without one.
+    """
     prompts = chat.prompt_ids([e.prompt for e in held.forget])
     tokens = longest_answer(chat, task.forget, config)
-    with less.applied(chat, check=False) if less else nullcontext():
-        if task.relevance:
-            asked = [p for p in prompts for _ in range(config.answers)]
-            texts = [g.text for g in sampled(chat, asked, tokens, seed=config.seed)]
-            shown = list(task.relevance(texts))
-        else:
-            texts = [g.text for g in greedy(chat, prompts, tokens)]
-            shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
-    return replace(found, forget=sum(shown) / len(shown))
+    if task.relevance:
+        asked = [p for p in prompts for _ in range(times * config.answers)]
+        seed = config.seed if draw is None else random.Random(f"{config.seed} left {draw}").getrandbits(31)
+        shown = list(task.relevance([g.text for g in sampled(chat, asked, tokens, seed=seed)]))
+    else:
+        texts = [g.text for g in greedy(chat, prompts, tokens)]
+        shown = [rouge_recall(a, e.response)[0] for a, e in zip(texts, held.forget, strict=True)]
+    return sum(shown) / len(shown)
 
 
 def longest_answer(chat: ChatModel, rows: Sequence[Example], config: Choosing, least: int = 1) -> int:

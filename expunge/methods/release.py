@@ -38,6 +38,7 @@ from .choosing import (
     forget_split,
     kinds,
     longest_answer,
+    remaining,
     roots,
     said,
     split_by_kind,
@@ -46,6 +47,7 @@ from .rounds import Rounds
 
 AGAIN = 128  # prompts that are answered anew at a time
 CHANCE = 0.05  # of what there was to forget: of two lambda_r, no smaller difference in what is left counts
+SURE = 3  # times as many answers as of a look tell what the step taken leaves: the least of several looks is less than that
 WORTH = 0.05  # of a round's rows, or of the prompts, what a pass over these has to bring for there to be another
 
 Progress = Callable[[int], None]
@@ -151,7 +153,13 @@ def release(
     by_kind = [held for _, held in parts.values()] if others else ()
     held = HeldOut(forget_held, *said(chat, keep, task, config), by_kind)
 
+    def sure(number: int) -> float:
+        """What is left in the model as it stands, by more answers and others than those that chose."""
+        return remaining(chat, task, held, config, SURE, number)
+
     before = figures(chat, task, held, config)
+    if task.relevance:
+        before = replace(before, forget=sure(0))
     if not before.forget:
         raise NothingToForget(
             "nothing to forget: none of the model's answers to the held-out forget prompts shows any of it"
@@ -183,6 +191,10 @@ def release(
                 rows = [*still, *random.Random(config.seed + number).sample(list(forget), room)]
                 kept, gone = _modules(chat, rows, retain, config, number, progress)
                 step, chosen = _chosen(chat, kept, gone, config, done.left, look)
+                if step and task.relevance:
+                    steps = current.compose(step) if current else step
+                    with step.applied(chat, check=False), _less(steps, config).applied(chat, check=False):
+                        chosen |= {"looked": chosen["forget"], "forget": sure(number + 1)}
         except Exception as e:  # whatever it is, memory that is full too: what was found is not lost
             if not done.taken:
                 raise

@@ -166,13 +166,16 @@ def test_of_each_kind_of_retain_rows_there_are_as_many(sizes, count):
 
 
 def scripted(monkeypatch, *values: Figures) -> None:
-    left = iter(values)
+    """Looks; further answers tell the same of the step taken as the look at it, which has to be the last."""
+    left, last = iter(values), values[0]
 
     def said(chat, task, held, config, limits=None, less=None) -> Figures:
-        found = next(left)
-        return found if limits is None or limits.hold(found) else replace(found, forget=None)
+        nonlocal last
+        last = next(left)
+        return last if limits is None or limits.hold(last) else replace(last, forget=None)
 
     monkeypatch.setattr(module, "figures", said)
+    monkeypatch.setattr(module, "remaining", lambda *_: last.forget)
 
 
 def test_a_round_that_loses_utility_is_rolled_back(pico, small_task, monkeypatch):
@@ -296,6 +299,44 @@ def test_it_stops_at_the_target_and_where_two_rounds_gain_nothing(pico, small_ta
     assert len(release(chat, task, config).meta["round_log"]) == 3
 
 
+def test_what_the_step_taken_leaves_is_told_by_other_answers_than_those_that_chose_it(pico, small_task, monkeypatch):
+    """The least of several looks is less than what a step leaves, and the next round would have to beat it."""
+    draws = []
+
+    def drawn(chat, task, held, config, times, draw):
+        draws.append((times, draw))
+        return (1.0, 0.6, 0.5, 0.4)[draw]
+
+    task = replace(small_task.but(forget=small_task.forget * 2), relevance=lambda answers: [1.0] * len(answers))
+    config = ReleaseConfig(
+        rounds=3, forget_steps=(0.5, 0.1), retain_module=False, error=0.0, reveal_again=False, **TRAIN
+    )
+    scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (0.7, 0.3, 0.59, 0.45)))
+    monkeypatch.setattr(module, "remaining", drawn)
+    edit = release(pico("llama"), task, config)
+    log = edit.meta["round_log"]
+    assert [(r["forget_step"], r["looked"], r["forget"]) for r in log] == [
+        (0.5, 0.3, 0.6),
+        (0.5, 0.59, 0.5),  # within reach of 0.6, not of 0.3
+        (0.5, 0.45, 0.4),
+    ]
+    assert edit.meta["before"]["forget"] == 1.0
+    assert draws == [(module.SURE, n) for n in range(4)]
+    assert edit.meta["total_forget_step"] == 1.5
+
+
+def test_a_draw_is_of_its_own(tiny, tiny_task):
+    seen = []
+    task = replace(tiny_task, relevance=lambda answers: seen.append(answers) or [1.0] * len(answers))
+    held = HeldOut(tiny_task.forget[:2], [], [])
+    for times, draw in ((1, None), (3, 0), (3, 1), (3, 1)):
+        choosing.remaining(tiny, task, held, ReleaseConfig(max_new_tokens=8, answers=4), times, draw)
+    looked, first, second, again = seen
+    assert list(map(len, seen)) == [8, 24, 24, 24]
+    assert second == again
+    assert len({tuple(looked), tuple(first[:8]), tuple(second[:8])}) == 3
+
+
 def test_answers_are_as_long_as_the_longest_response_of_their_own_role(tiny, monkeypatch):
     """A behaviour's rows can be short, and answers to keep long: what is forgotten is not looked for beyond."""
     asked = []
@@ -405,6 +446,7 @@ def test_the_share_counts_where_relevance_is_known(pico, small_task, monkeypatch
         return Figures(next(left), 1.0, (1.0,))
 
     monkeypatch.setattr(module, "figures", looked)
+    monkeypatch.setattr(module, "remaining", lambda *a: (1.0, 0.5, 0.2)[a[-1]])
     settings = dict(rounds=2, forget_steps=(0.5,), retain_module=False, share=0.6, error=0.0, reveal_again=False)
     edit = release(pico("llama"), task, ReleaseConfig(**settings, **TRAIN))
     first, *later = seen
@@ -552,6 +594,7 @@ def test_no_prompt_that_chooses_is_trained(tiny, tiny_task, monkeypatch):
         raise Diverged(1, "enough")
 
     monkeypatch.setattr(module, "figures", looked)
+    monkeypatch.setattr(module, "remaining", lambda *_: 1.0)
     monkeypatch.setattr(module, "_modules", modules)
     beginnings = [Raw(f"It began {n}") for n in range(12)]
     clean = [Example(p, f"well {n}", "clean") for n in range(3) for p in beginnings]
@@ -923,6 +966,7 @@ def test_what_is_kept_of_a_behaviour_is_judged_by_true_answers(tiny, tiny_task, 
     """The rows to keep hold what the model itself said; they count by their perplexity."""
     seen: list[HeldOut] = []
     monkeypatch.setattr(module, "figures", lambda _, __, held, *___: seen.append(held) or Figures(0.0, 1.0, (1.0, 1.0)))
+    monkeypatch.setattr(module, "remaining", lambda *_: 0.0)
     for relevance, keep in ((None, ()), (lambda texts: [1.0] * len(texts), general_split()[0][-48:])):
         task = tiny_task.but()
         object.__setattr__(task, "relevance", relevance)
