@@ -445,16 +445,25 @@ def test_the_share_counts_where_relevance_is_known(pico, small_task, monkeypatch
         seen.append(less)
         return Figures(next(left), 1.0, (1.0,))
 
+    weights = []  # with which what a step leaves is told
+
+    def told(chat, *args):
+        weights.append({n: p.detach().clone() for n, p in chat.model.named_parameters()})
+        return (1.0, 0.5, 0.2)[args[-1]]
+
     monkeypatch.setattr(module, "figures", looked)
-    monkeypatch.setattr(module, "remaining", lambda *a: (1.0, 0.5, 0.2)[a[-1]])
+    monkeypatch.setattr(module, "remaining", told)
     settings = dict(rounds=2, forget_steps=(0.5,), retain_module=False, share=0.6, error=0.0, reveal_again=False)
     edit = release(pico("llama"), task, ReleaseConfig(**settings, **TRAIN))
     first, *later = seen
     assert first is None
     assert [less is not None for less in later] == [known, known]
+    assert len(weights) == (3 if known else 0)
     if known:  # both steps, less two fifths
+        before, _, after = weights
         for name in edit.parts:
             torch.testing.assert_close(later[1].dense(name), -0.4 * edit.dense(name))
+            torch.testing.assert_close(after[name] - before[name], 0.6 * edit.dense(name), atol=1e-6, rtol=1e-3)
 
 
 def test_what_is_said_after_forget_prompts_is_no_limit(tiny, tiny_task, monkeypatch):
