@@ -89,7 +89,8 @@ class ReleaseConfig(TrainConfig, Choosing):
         gt=0,
         le=1,
         description="where relevance is known: of all steps, with which what is left is looked at and what the model still "
-        "says is drawn, as other prompts than the rows' are forgotten less",
+        "says is drawn, as other prompts than the rows' are forgotten less; take 0.5 where relevance sees some in plain "
+        "texts too",
     )
     target: float = Field(
         0.01, ge=0, description="what is left of forgetting at which it is enough, relative to before"
