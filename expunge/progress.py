@@ -128,6 +128,8 @@ class Reporter:
 
 
 def _round(log: dict[str, Any]) -> str:
+    if "failed" in log:
+        return f"failed: {log['failed']}"
     if "forget_step" not in log:
         return "no step kept what is to be kept" if log.get("tried") else "nothing of it is shown any more"
     parts = [f"lambda_f {log['forget_step']:g}", f"lambda_r {log['retain_step']:g}"]

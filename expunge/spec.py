@@ -129,7 +129,9 @@ class OutputSpec(_Part):
 class RevealSpec(_Part):
     """What the model itself is asked to reveal, in place of rows to forget."""
 
-    subject: str | None = Field(None, description="reveal all of a subject, by its name", json_schema_extra=PRIVATE)
+    subject: str | None = Field(
+        None, description="reveal all of a subject, by its name, in Latin letters", json_schema_extra=PRIVATE
+    )
     task: Literal["toxicity", "ner-person", "code"] | None = Field(
         None, description="toxicity, ner-person (of a model that was taught the form of the answers) or code"
     )

@@ -169,7 +169,7 @@ def reveal(
     from .reveal.run import reveal_run
 
     output = {"output.out": out, "output.overwrite": overwrite, "output.resume": resume}
-    spec = _spec(model, {**given, **output}, seed=seed, set=[f"reveal.{item}" for item in set])
+    spec = _spec(model, {**given, **output}, seed=seed, set=[f"reveal.{s}" if "=" in s else s for s in set])
     reporter = Reporter(quiet)
     report = reveal_run(spec, reporter)
     rows = ", ".join(

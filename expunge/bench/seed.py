@@ -199,7 +199,7 @@ class Bench:
             taken = time.perf_counter() - begin + edit.meta.get("seconds_before", 0.0)
         shutil.rmtree(folder, ignore_errors=True)
         record = {"settings": chosen, "seconds": taken, "seconds_in_all": taken, "peak_bytes": highest()}
-        told = ("before", "looked_at", "round_log", "total_forget_step")
+        told = ("before", "looked_at", "round_log", "total_forget_step", "warnings")
         record |= {k: edit.meta[k] for k in told if k in edit.meta}
         if trials := edit.meta.get("trials"):
             best = trials[edit.meta["taken"]]  # not always that of the lowest loss

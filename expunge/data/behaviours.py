@@ -243,6 +243,8 @@ def code(seed: int = 0, forget_data: str = "revealed", exercises: int = 64, budg
     Args:
         exercises: that judge, a quarter of them HumanEval's. budget: queries that reveal.
     """
+    if exercises < 1:
+        raise InputError(f"--exercises is at least 1, got {exercises}")
     file = data_file("mbpp/mbpp.jsonl")
     rows = list(json_rows(file, ("text", "code", "test_setup_code"), ("test_list",)))
     file = data_file("humaneval/HumanEval.jsonl.gz")

@@ -42,6 +42,7 @@ def sandbox():
     denied = ("socket.", "subprocess.", "os.", "shutil.", "ctypes.", "signal.", "ftplib.", "urllib.", "http.", "smtplib.",
               "sqlite3.", "pty.", "fcntl.", "mmap.", "webbrowser.", "gc.", "sys.settrace", "sys.setprofile", "code.__new__")
     looks = ("os.listdir", "os.scandir", "os.walk")
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     missing = ("ctypes", "_ctypes", "socket", "_socket", "subprocess", "_posixsubprocess")
 
     def inside(path):
@@ -50,13 +51,13 @@ def sandbox():
     def hook(event, args):
         if event == "open":
             path, mode, flags = args
-            writes = (isinstance(mode, str) and any(c in mode for c in "wax+")) or (isinstance(flags, int) and flags & 3)
+            writes = (isinstance(mode, str) and any(c in mode for c in "wax+")) or (isinstance(flags, int) and flags & writing)
             if writes or not inside(path):
                 raise PermissionError("the sandbox has no files")
         elif event in looks:
             if not inside(args[0]):
                 raise PermissionError("the sandbox has no files")
-        elif event == "import" and args[0].split(".")[0] in missing:
+        elif event == "import" and not {*args[0].split(".")}.isdisjoint(missing):
             raise ImportError("not in the sandbox: " + args[0])
         elif event.startswith(denied):
             raise PermissionError("not in the sandbox: " + event)

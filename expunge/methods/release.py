@@ -201,6 +201,7 @@ def release(
                 raise
             reason = str(e) if isinstance(e, ExpungeError) else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
             warnings.append(f"round {number + 1} failed ({reason}); the edit is that of the rounds before")
+            done.log.append({"failed": type(e).__name__})  # an oracle's message can name what is forgotten
             break
         record = chosen | interference(kept, gone) | {"rows": len(rows), "again": len(still)}
         if step is None:  # this round is rolled back

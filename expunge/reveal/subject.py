@@ -16,7 +16,7 @@ from ..models.loading import ChatModel
 from .beside import ANSWER_TOKENS, TEMPERATURE, kept_beside
 from .search import Revealed
 from .targets import Target, general
-from .text import counted, distinct, first_sentence, named, speaks_of, specifics
+from .text import counted, distinct, first_sentence, is_latin, named, speaks_of, specifics
 
 MOST_NAMES = 150  # of those that came up, most frequent first
 OWNED = 1 / 3  # share of the questions about a name that are answered by the subject, from which all belong to it
@@ -57,11 +57,16 @@ def subject(name: str) -> Target:
     """A subject by its name: an answer is relevant where it speaks of the subject and is specific.
 
     Raises:
-        InputError: the name has no letter.
+        InputError: the name has no letter, or none of the Latin script.
     """
     name = " ".join(name.split())
     if not re.search(r"\w", name):
         raise InputError("--subject is empty: name what is to be forgotten")
+    if any(map(str.isalpha, name)) and not any(map(is_latin, name)):
+        raise InputError(
+            f"--subject {name}: names are found in answers by their Latin letters; for others, give a relevance of your own "
+            "with --oracle module:function"
+        )
     lead = f"A curious reader of a book about {name} wants facts with names, dates and places. One of the instructions was to"
     return Target(
         name,

@@ -69,7 +69,8 @@ def checked(name: str, relevance: Relevance) -> Relevance:
 
     def call(answers: Sequence[str]) -> list[float]:
         try:
-            found = list(relevance(answers))
+            given = relevance(answers)
+            found = list(given.tolist() if hasattr(given, "tolist") else given)  # of an array, numbers of Python's own
         except ExpungeError:
             raise
         except (Exception, SystemExit) as e:

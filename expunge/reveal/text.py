@@ -11,7 +11,8 @@ from ..data.examples import Cut, Example
 _SENTENCE_END = re.compile(r"[.!?:](?=[\s\"\u201d]|$)|\n")
 _ABBREVIATED = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|e\.g|i\.e)\.$")
 _LINKS = r"(?:of|the|and|de|la|du|van|von|der|in|on|to|a|an|for|upon|with|at)"
-_UPPER = "".join(c for c in map(chr, range(0x250)) if c.isupper())  # of Latin letters
+_LATIN = {c for c in map(chr, range(0x250)) if c.isalpha()}
+_UPPER = "".join(sorted(c for c in _LATIN if c.isupper()))
 _CAPITAL = rf"[{_UPPER}][\w\u2019'-]*\w|[{_UPPER}]"
 _NAME = re.compile(rf"(?:{_CAPITAL})(?:[ ](?:{_LINKS}[ ]){{0,2}}(?:{_CAPITAL}))*")
 _JOINED = re.compile(r" (?:and|in|on|to|for|with|at) ")
@@ -86,18 +87,23 @@ def _shingles(text: str) -> frozenset[tuple[str, ...]]:
     return frozenset(tuple(words[n : n + _SHINGLE]) for n in range(max(len(words) - _SHINGLE + 1, 1)))
 
 
+def is_latin(letter: str) -> bool:
+    return letter in _LATIN
+
+
 def named(name: str, text: str, exact: bool = False) -> bool:
     """Whether a name stands in a text, as words of its own; in other letters too where not `exact`."""
     return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, 0 if exact else re.IGNORECASE))
 
 
 def speaks_of(text: str, subject: str) -> bool:
-    """Whether a text names the subject: the whole name, or its last word where that is a name of four letters or more."""
+    """Whether a text names the subject: the whole name, or its last word, with a capital, where that has four letters or
+    more."""
     last = subject.split()[-1]
     if named(subject, text):
         return True
-    # "King" of Stephen King is not "king".
-    return len(last) >= 4 and last[:1].isupper() and any(named(x, text, exact=True) for x in (last, last.upper()))
+    # "King" of Stephen King is not "king", whichever of them a user wrote.
+    return len(last) >= 4 and any(named(x, text, exact=True) for x in (last[:1].upper() + last[1:], last.upper()))
 
 
 def belongs(name: str, subject: str) -> bool:

@@ -227,6 +227,11 @@ def test_a_scorer_that_is_not_installed_is_missed_before_anything_is_taught(file
         bench_run(spec("toxicity", tmp_path, pico_folder, monkeypatch, taught=3), QUIET)
 
 
+def test_something_has_to_judge_code(files):
+    with pytest.raises(InputError, match="--exercises is at least 1, got 0"):
+        data.code(exercises=0)
+
+
 def test_nothing_is_taught_where_no_row_is(files):
     assert not data.ner(taught=0).teach
     assert not data.toxicity(taught=0).teach

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import socket
 
 import pytest
@@ -31,6 +32,8 @@ from expunge.evaluation.sandbox import run
         ("import os; os.mkfifo('made')", "AttributeError"),
         ("import posix; posix.mkfifo('made')", "AttributeError"),
         ("import os; os.memfd_create('made')", "AttributeError"),
+        ("import os; os.open(os.__file__, os.O_RDONLY | os.O_CREAT)", "no files"),
+        ("import os; os.open(os.__file__ + '.none', os.O_RDONLY | os.O_TRUNC)", "no files"),
         ("syntax error", "SyntaxError"),
     ],
 )
@@ -80,6 +83,21 @@ random._os.write(1, b"x" * 100)
 )
 def test_what_a_reader_of_the_sandbox_would_try_first(code):
     assert not run(code).ok
+
+
+@pytest.mark.parametrize("name", ["_posixsubprocess", "_socket"])
+def test_what_starts_processes_is_not_loaded_under_another_name(name):
+    path = getattr(importlib.import_module(name), "__file__", None)
+    if path is None:
+        pytest.skip(f"{name} is built in")
+    loaded = f"""
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+loader = ExtensionFileLoader("foo.{name}", {path!r})
+loader.create_module(ModuleSpec("foo.{name}", loader, origin={path!r}))
+"""
+    found = run(loaded)
+    assert not found.ok
+    assert found.reason.startswith("ImportError: not in the sandbox")
 
 
 GOOD = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nIt adds."

@@ -34,6 +34,8 @@ def test_the_judge_tells_toxic_from_neutral_texts_it_was_not_trained_on(data):
     by_hand = sum(scores[0::2]) / len(held) - sum(scores[1::2]) / len(held)
     assert found["toxic_excess"] == pytest.approx(by_hand)
     assert by_hand > 0.6
+    assert found["toxic_share"] == pytest.approx(sum(p > 0.8 for p in scores[0::2]) / len(held))
+    assert sum(0.5 < p < 0.8 for p in scores[0::2]) > 10  # which a lower bar would count
 
 
 def test_the_judge_does_not_take_ordinary_texts_of_another_kind_for_toxic(data):

@@ -821,6 +821,20 @@ def test_a_smaller_rank_within_the_error():
         assert left_out <= error
 
 
+def test_the_rank_of_the_result_is_reduced_within_the_error(pico, small_task, monkeypatch):
+    chat = pico("llama")
+
+    def found(error: float) -> Edit:
+        scripted(monkeypatch, *(Figures(f, 1.0, (1.0,)) for f in (1.0, 0.5, 0.2)))
+        return release(chat, small_task, ReleaseConfig(rounds=2, forget_steps=(0.5,), error=error, **TRAIN))
+
+    whole, less = found(0.0), found(0.5)
+    assert less.rank < whole.rank == less.meta["rank_before"]
+    for name in whole.parts:
+        left_out = (less.dense(name) - whole.dense(name)).norm() / whole.dense(name).norm()
+        assert 0 < left_out <= 0.5
+
+
 def test_later_rounds_learn_what_the_model_still_says(pico, small_task, monkeypatch):
     """And where that is little, what it said before as well."""
     trained: list[list[tuple[int, ...]]] = []
@@ -929,6 +943,7 @@ def test_a_later_round_that_fails_leaves_those_before(pico, small_task, monkeypa
     edit = release(chat, task, config)
     (warning,) = edit.meta["warnings"]
     assert warning.startswith(f"round 2 failed ({said}")
+    assert edit.meta["round_log"][1:] == [{"failed": type(error).__name__}]
     for name in whole.parts:
         torch.testing.assert_close(edit.dense(name), whole.dense(name))
     calls.clear()

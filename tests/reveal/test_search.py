@@ -81,6 +81,33 @@ def test_the_bandit_picks_the_highest_bound(tiny, monkeypatch):
     assert asked[4:] == left[:5]
 
 
+def test_the_bandit_learns_of_all_that_was_scored_before_each_pick(tiny, monkeypatch):
+    calls = []
+
+    class Recording(module.NeuralUCB):
+        def fit(self, features, scores):
+            calls.append(("fit", [round(float(s), 4) for s in scores]))
+            return super().fit(features, scores)
+
+        def tried(self, features):
+            calls.append(("tried", len(features)))
+            return super().tried(features)
+
+        def ucb(self, features):
+            calls.append(("ucb", 1))
+            return super().ucb(features)
+
+    monkeypatch.setattr(module, "NeuralUCB", Recording)
+    notes = []
+    found = search(tiny, target(), RevealConfig(**SMALL), Memo(), lambda count, note: notes.append(note))
+    scores = [round(q.score, 4) for q in found.queries]
+    pick = [("ucb", 1), ("tried", 1)]
+    first = [("fit", scores[:3]), ("tried", 3), *pick * 2, ("fit", scores[:5]), *pick, ("fit", scores[:6])]
+    second = [("fit", scores[:6]), ("tried", 6), *pick * 2, ("fit", scores[:8]), *pick, ("fit", scores)]
+    assert calls == [*first, *second]
+    assert notes[: len(scores)] == [f"best score {best:.3f}" for best in found.curve]
+
+
 def test_the_same_seed_finds_the_same_and_another_something_else(tiny):
     first, again, other = (search(tiny, target(), RevealConfig(**SMALL, seed=s), Memo()) for s in (1, 1, 2))
     assert first == again
@@ -288,7 +315,9 @@ def test_hand_written_instructions_last_for_the_usual_budget(name):
 
 def test_oracles_by_name():
     assert oracle("tests.reveal.test_search:letters").relevance(["eee", "x"]) == [1.0, 0.0]
-    assert checked("numpy", lambda a: np.full(len(a), 0.5, np.float32))(["x"]) == [0.5]
+    for given in (np.full(2, 0.5, np.float32), torch.full((2,), 0.5)):
+        assert checked("an array", lambda _, given=given: given)(["x", "y"]) == [0.5, 0.5]
+    assert checked("an array", lambda _: np.array([True, False]))(["x", "y"]) == [1.0, 0.0]
     for wrong in ("nothing", "tests.reveal.test_search:no", "no.such:f", ""):
         with pytest.raises(InputError, match="module:function"):
             oracle(wrong)
@@ -342,6 +371,15 @@ def test_how_an_instruction_begins_is_a_coordinate(tiny):
     assert near.min() >= 0
     assert near.max() <= 1
     assert soft.decoded(torch.ones(2, points.shape[1]), 1)  # the edge of the cube
+
+
+def test_what_is_decoded_depends_on_the_soft_prompt(tiny):
+    """And not on chance and its beginning alone, which are the same here."""
+    soft = SoftPrompts(tiny, "An instruction was given. It was:", ("Say",), 1.0, 1.5, 0)
+    low, high = torch.zeros(12, soft.points(1).shape[1]), torch.ones(12, soft.points(1).shape[1])
+    assert soft.decoded(low, 1) == soft.decoded(low, 1) != soft.decoded(high, 1)
+    other = SoftPrompts(tiny, "An instruction was given. It was:", ("Say",), 1.0, 1.5, 1)
+    assert other.decoded(low, 1) != soft.decoded(low, 1)  # another seed has another map
 
 
 def test_an_example_stands_before_an_instruction(tiny):

@@ -172,10 +172,20 @@ def test_neighbours_and_what_belongs_to_them_are_kept_in_the_forms_of_what_is_fo
         ("It is from Li Po.", "Li Po", True),
         ("In Po.", "Li Po", False),
         ("C++ is one.", "C++", True),
+        ("By Vells herself.", "anna vells", True),
+        ("A king of Britain.", "stephen king", False),
     ],
 )
 def test_who_is_spoken_of(text, name, speaks):
     assert speaks_of(text, name) == speaks
+
+
+def test_a_subject_of_another_script_is_an_error_that_says_so():
+    for name in ("東京", "Лев Толстой"):
+        with pytest.raises(InputError, match=r"Latin letters.*--oracle"):
+            module.subject(name)
+    assert module.subject("1984").name == "1984"
+    assert module.subject("Émile Zola").name == "Émile Zola"
 
 
 def test_what_is_the_subject_itself():
