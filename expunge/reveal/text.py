@@ -88,6 +88,7 @@ def _shingles(text: str) -> frozenset[tuple[str, ...]]:
 
 
 def is_latin(letter: str) -> bool:
+    """Whether it is a letter of the script in which names are found."""
     return letter in _LATIN
 
 

@@ -86,7 +86,7 @@ def test_what_a_reader_of_the_sandbox_would_try_first(code):
 
 
 @pytest.mark.parametrize("name", ["_posixsubprocess", "_socket"])
-def test_what_starts_processes_is_not_loaded_under_another_name(name):
+def test_what_starts_processes_or_opens_sockets_is_not_loaded_under_another_name(name):
     path = getattr(importlib.import_module(name), "__file__", None)
     if path is None:
         pytest.skip(f"{name} is built in")

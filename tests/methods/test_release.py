@@ -23,6 +23,7 @@ from expunge.methods.release import ReleaseConfig, interference, release
 from expunge.models.generation import Generated, score_answers
 from expunge.models.rows import rows_of
 from expunge.models.training import TrainConfig, orthogonality, train
+from expunge.progress import Reporter
 
 # Pico checkpoints have few blocks: half of them is not enough to forget with.
 TRAIN = dict(learning_rate=3e-3, epochs=6, batch_size=4, dropout=0.0, least_steps=1, upper=1.0)
@@ -999,3 +1000,13 @@ def test_what_is_kept_of_a_behaviour_is_judged_by_true_answers(tiny, tiny_task, 
         held = seen.pop()
         assert (held.keep == keep) == bool(keep)
         assert bool(held.retain) == bool(keep)
+
+
+def test_how_rounds_end_is_said(capsys):
+    Reporter().rounds([{"failed": "OutOfMemoryError"}, {"rows": 0}, {"tried": [{}]}])
+    said = capsys.readouterr().err.splitlines()
+    assert [line.strip() for line in said] == [
+        "round 1: failed: OutOfMemoryError",
+        "round 2: nothing of it is shown any more",
+        "round 3: no step kept what is to be kept",
+    ]
