@@ -45,15 +45,21 @@ class Results:
     Args:
         about: what the benchmark is (suite, size, model); stands in a line of its own.
         key: of this benchmark among others in the folder.
+
+    Attributes:
+        elsewhere: whether the folder has the same benchmark under another key, that is, made on another machine (keys
+            are salted) or from other files.
     """
 
     def __init__(self, folder: Path, key: str, about: Mapping[str, Any]) -> None:
         self.file = folder / "results.jsonl"
         self.key, self.about = key, dict(about)
         self.cells: dict[Cell, dict[str, Any]] = {}
-        self._told = False
+        self._told = self.elsewhere = False
         for line in lines(self.file):
-            if line.get("key") == self.key:
+            if line.get("key") != self.key:
+                self.elsewhere |= line.get("about") == self.about
+            else:
                 self._told |= "about" in line
                 if "cell" in line:
                     take(self.cells, line)

@@ -73,6 +73,11 @@ def bench_run(spec: BenchSpec, reporter: Reporter) -> Results:
     left = {seed: cells for seed, cells in left.items() if cells}
     if not left:
         return results
+    if results.elsewhere and not results.cells:
+        reporter.say(
+            f"{results.file} has results of the same suite, size and model, made on another machine or from other files: "
+            "they stay, and are not taken up"
+        )
     first = benches[next(iter(left))]
     with _threads(spec.jobs):
         rates = Rates(first)

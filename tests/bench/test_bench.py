@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from expunge.bench import estimate, runner, seed, settings, table
+from expunge.bench import estimate, results, runner, seed, settings, table
 from expunge.bench.results import Cell, outdated
 from expunge.bench.runner import bench_run, cells_of, results_of
 from expunge.data import prompts, suites
@@ -419,6 +419,24 @@ def test_the_time_is_estimated_before_anything_runs(spec):
     assert told[0] == "load"
     assert re.fullmatch(r"3 cells to run, about \d+ min on this machine", told[1])
     assert told[2].startswith("retrain")
+
+
+def test_results_of_another_machine_are_named_and_not_taken_up(spec, monkeypatch):
+    told = []
+
+    class Told(Reporter):
+        def say(self, text):
+            told.append(text)
+
+    spec = spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)})
+    first = bench_run(spec, QUIET)
+    monkeypatch.setattr(results, "salt", lambda: b"of another machine")
+    again = bench_run(spec, Told(quiet=True))
+    assert again.key != first.key
+    assert set(again.cells) == set(first.cells)
+    assert "on another machine" in told[0]
+    bench_run(spec, Told(quiet=True))
+    assert len(told) == 2  # nothing is left to run
 
 
 def test_the_estimate_by_hand(spec):
