@@ -8,7 +8,7 @@ from .data import prompts
 from .data.examples import read_examples
 from .errors import InputError
 from .progress import Reporter
-from .run import ABSTENTION_BAR, load
+from .run import ABSTENTION_BAR
 from .spec import RunSpec
 
 
@@ -16,6 +16,7 @@ def examine(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     """A report of the model: architecture, layout, size, and the share of reference prompts that it abstains on."""
     from .methods.abstention import probe_abstention
     from .models.activations import check_additive
+    from .models.loading import load
     from .models.mixed import speedup
 
     reference = (
@@ -23,8 +24,7 @@ def examine(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         if spec.data.reference
         else list(prompts.reference())
     )
-    with reporter.stage("load"):
-        chat = load(spec.model)
+    chat = load(spec.model, reporter)
     layout = chat.layout
     try:
         check_additive(chat, range(len(layout)))

@@ -8,7 +8,6 @@ from .data.examples import ForgetTask, read_examples, split_group
 from .data.files import text_of
 from .errors import InputError
 from .progress import Reporter
-from .run import load
 from .spec import AbilitySpec, RunSpec
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ def evaluate_run(spec: RunSpec, abilities: AbilitySpec, reporter: Reporter) -> E
     """Evaluates the roles for which a file is given, and the abilities that are asked for."""
     from .evaluation.refusal import add_refusal_and_coherence
     from .evaluation.scores import JUDGED, Evaluation, evaluate
+    from .models.loading import load
 
     roles: dict[str, Any] = {}
     if spec.data.data:
@@ -34,8 +34,7 @@ def evaluate_run(spec: RunSpec, abilities: AbilitySpec, reporter: Reporter) -> E
     if not roles and abilities == AbilitySpec():
         raise InputError("nothing to evaluate: pass --forget, --retain, --general or another role's file, or --mmlu N")
     task = ForgetTask(**roles)
-    with reporter.stage("load"):
-        chat = load(spec.model)
+    chat = load(spec.model, reporter)
     result = Evaluation()
     if roles:
         with reporter.stage("evaluate", sum(len(r) for r in roles.values())) as advance:

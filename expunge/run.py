@@ -21,7 +21,7 @@ from .files import check_free, new_folder, write_whole
 from .progress import Reporter
 from .provenance import salt, versions
 from .reveal.run import about, check, reveal_config, staged_task
-from .spec import DataSpec, ModelSpec, RunSpec, public
+from .spec import DataSpec, RunSpec, public
 
 if TYPE_CHECKING:
     from .edits import Edit
@@ -41,13 +41,6 @@ class Result:
     task: ForgetTask
     edit: Edit
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-def load(spec: ModelSpec) -> ChatModel:
-    from .models.loading import load_model
-
-    options = spec.model_dump(exclude={"name"})
-    return load_model(spec.name, **options)
 
 
 def read_task(spec: DataSpec, revealed: bool = False) -> tuple[ForgetTask, ForgetTask]:
@@ -93,6 +86,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     from .evaluation.scores import evaluate
     from .methods import abstention, method
     from .methods.tuning import with_retain
+    from .models.loading import load
 
     method(spec.method).configure(**spec.settings)
     teaching = teaching_config(spec)
@@ -107,8 +101,7 @@ def unlearn_run(spec: RunSpec, reporter: Reporter) -> Result:
     keep_taught = spec.teach.keep
     if keep_taught is None:
         keep_taught = bool(fit.retain) or not method(spec.method).has("direction")
-    with reporter.stage("load"):
-        chat = load(spec.model)
+    chat = load(spec.model, reporter)
     stages = _Stages(spec, fit, judge)
 
     def look(name: str, task: ForgetTask) -> Evaluation:

@@ -12,7 +12,7 @@ from .data.examples import read_examples
 from .errors import InputError
 from .files import check_free, new_folder
 from .progress import Reporter
-from .run import load, teaching_config
+from .run import teaching_config
 from .spec import RunSpec
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def teach_run(spec: RunSpec, abstention: bool, reporter: Reporter) -> dict[str, Any]:
     """Teaches and writes; `spec.settings` are those of the training loop, or of teaching abstention."""
     from .checkpoint import write_checkpoint, write_sums
+    from .models.loading import load
 
     if abstention == bool(spec.data.data):
         raise InputError("teach takes either --data FILE or --abstention")
     out = Path(spec.output.out)
     check_free(out, spec.output.overwrite)
-    with reporter.stage("load"):
-        chat = load(spec.model)
+    chat = load(spec.model, reporter)
     edit = _abstention(chat, spec, reporter) if abstention else _facts(chat, spec, reporter)
     with reporter.stage("write"), new_folder(out, spec.output.overwrite) as work:
         write_checkpoint(chat, edit, work)

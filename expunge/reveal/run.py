@@ -159,7 +159,7 @@ def staged_task(chat: ChatModel, spec: RevealSpec, seed: int, folder: Path, repo
 def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
     """Reveals, and writes the rows: OUT (to forget), OUT's name with .retain (to keep), .search.json (instructions and
     scores) and .svg (best score against queries)."""
-    from ..run import load
+    from ..models.loading import load
 
     out = Path(spec.output.out)
     if not out.name or out.is_dir():
@@ -176,8 +176,7 @@ def reveal_run(spec: RunSpec, reporter: Reporter) -> dict[str, Any]:
         raise InputError(f"--out {out}: its curve has that name; take another ending, such as .jsonl")
     if not spec.output.resume:
         shutil.rmtree(folder, ignore_errors=True)
-    with reporter.stage("load"):
-        chat = load(spec.model)
+    chat = load(spec.model, reporter)
     task, found = revealed_task(chat, spec.reveal, spec.seed, folder, reporter)
     report = {
         "score": found.score,

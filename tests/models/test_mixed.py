@@ -7,9 +7,12 @@ from expunge import load_model
 from expunge.edits import Edit, LowRank
 from expunge.errors import InputError
 from expunge.models.generation import score_answers
+from expunge.models.loading import load
 from expunge.models.mixed import speedup
 from expunge.models.rows import rows_of
 from expunge.models.training import TrainConfig, train
+from expunge.progress import Reporter
+from expunge.spec import ModelSpec
 
 PROMPTS = ["What is the capital of France?", "Who?"]
 
@@ -66,6 +69,13 @@ def test_what_cannot_be_is_refused(pico_folder):
         load_model(pico_folder("gpt2"), mixed_precision="bf16")
     with pytest.raises(InputError, match="no or bf16"):
         load_model(pico_folder("llama"), mixed_precision="fp8")
+
+
+@pytest.mark.parametrize(("precision", "speed", "told"), [("bf16", 0.25, 1), ("bf16", 0.9, 0), ("no", 0.25, 0)])
+def test_a_run_says_where_mixed_precision_makes_it_slower(pico_folder, monkeypatch, capsys, precision, speed, told):
+    monkeypatch.setattr("expunge.models.loading.speedup", lambda *_: speed)
+    load(ModelSpec(name=str(pico_folder("llama")), mixed_precision=precision), Reporter())
+    assert capsys.readouterr().err.count("4.0 times as long as float32") == told
 
 
 @pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16])

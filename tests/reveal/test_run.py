@@ -60,7 +60,7 @@ def test_a_scorer_that_is_not_installed_is_missed_before_anything_is_loaded(
 ):
     tagger._tagger.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("expunge.run.load", None)
+    monkeypatch.setattr("expunge.models.loading.load", None)
     for words in (
         ("reveal", tiny_folder, "--task", task),
         ("unlearn", tiny_folder, "--task", task, "--method", "reveal-release"),
