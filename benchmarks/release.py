@@ -8,7 +8,8 @@ One table (and one for a data set's rows) as of `expunge bench`, in --out, and h
 are, mean over rounds and seeds; each round's in results.jsonl. A round trains on `--rows` rows to forget, as many as the
 data sets give, and half as many again to keep. The one step is as large as the rounds of the first row
 together, mean over seeds, and is taken whatever it costs; task-vector and ext-sub train with the settings of a round's
-modules, on all rows, and pass over them as often as the seed that does so most.
+modules, on all rows, and pass over them as often as the seed that does so most. A third of it can be run on a machine of its
+own (--only): cells are known by a secret of the machine that made them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ PARTS = (
     "reveal_again=false",
     "upper=1",
 )
+SETTINGS, ONE_STEP, EXTERNAL = "settings", "one-step", "external"
 UNLIMITED = "keep=0:perplexity=1.0e+300"
 
 
@@ -48,6 +50,10 @@ def main() -> None:
     parser.add_argument("--taught", type=int, help="toxicity, ner: rows that the model is taught first")
     parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--jobs", type=int, default=1, help="processes; each needs memory for a model")
+    parser.add_argument("--only", choices=(SETTINGS, ONE_STEP, EXTERNAL), help="one comparison; default: all three")
+    parser.add_argument(
+        "--total", type=float, help="lambda_f of the one step; default: that of the rounds, mean over seeds"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     from expunge.bench.runner import bench_run
@@ -72,17 +78,24 @@ def main() -> None:
         )
         return bench_run(spec, Reporter())
 
-    whole = as_it_comes(args.rows)
-    own = bench((whole, *(f"{whole}:{part}" for part in PARTS)), budget=args.budget)
-    done = [r for c, r in own.cells.items() if f"{c.method}:{c.variant}" == whole and "total_forget_step" in r]
-    if not done:
-        print(f"Nothing beside it in one step: no seed of {METHOD} came to a result.")
-    else:
-        total = round(statistics.mean(r["total_forget_step"] for r in done), 2)
-        own = bench(at_once(whole, total, [r["round_log"][0]["rows"] for r in done]), budget=args.budget)
-    external = bench((whole,), forget_data="external")
+    whole, found = as_it_comes(args.rows), {}
+    if args.only in (None, SETTINGS):
+        found["revealed"] = bench((whole, *(f"{whole}:{part}" for part in PARTS)), budget=args.budget)
+    if args.only in (None, ONE_STEP):
+        total, rows = args.total, [args.rows]
+        if total is None:
+            own = bench((whole,), budget=args.budget)
+            done = [r for c, r in own.cells.items() if f"{c.method}:{c.variant}" == whole and "total_forget_step" in r]
+            rows = [r["round_log"][0]["rows"] for r in done]
+            total = round(statistics.mean(r["total_forget_step"] for r in done), 2) if done else None
+        if total is None:
+            print(f"Nothing beside it in one step: no seed of {METHOD} came to a result.")
+        else:
+            found["revealed"] = bench(at_once(whole, total, rows), budget=args.budget)
+    if args.only in (None, EXTERNAL):
+        found["external"] = bench((whole,), forget_data="external")
     print(report(out))
-    print(apart({"revealed": own, "external": external}, whole))
+    print(apart(found, whole))
 
 
 def as_it_comes(rows: int) -> str:

@@ -35,8 +35,9 @@ def test_one_step_of_the_same_total_is_trained_as_a_round_is_and_taken_whatever_
         assert merge.learning_rate == ReleaseConfig().learning_rate
 
 
-def test_the_one_step_is_as_large_as_the_rounds_and_all_is_printed(monkeypatch, tmp_path, capsys):
-    """With a stand-in for the benchmark: two rounds of each variant, of seeds whose totals differ."""
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What a stand-in for the benchmark is asked for: it finds two rounds of each variant, of seeds whose totals differ."""
     asked = []
 
     def bench_run(spec, _):
@@ -52,25 +53,20 @@ def test_the_one_step_is_as_large_as_the_rounds_and_all_is_printed(monkeypatch, 
 
     monkeypatch.setattr("expunge.bench.runner.bench_run", bench_run)
     monkeypatch.setattr("expunge.bench.table.report", lambda out: f"the table of {out}")
-    out = tmp_path / "out"
-    words = [
-        "release.py",
-        "ner",
-        "--seeds",
-        "0,1",
-        "--rows",
-        "100",
-        "--taught",
-        "50",
-        "--budget",
-        "7",
-        "--out",
-        str(out),
-    ]
-    monkeypatch.setattr("sys.argv", words)
+    return asked
+
+
+def called(monkeypatch, words):
+    monkeypatch.setattr("sys.argv", ["release.py", *words.split()])
     parts.main()
-    own, once, external = asked
+
+
+def test_the_one_step_is_as_large_as_the_rounds_and_all_is_printed(asked, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "out"
+    called(monkeypatch, f"ner --seeds 0,1 --rows 100 --taught 50 --budget 7 --out {out}")
+    own, again, once, external = asked
     whole = parts.as_it_comes(100)
+    assert again.methods == (whole,)  # finished
     assert own.methods == (whole, *(f"{whole}:{part}" for part in parts.PARTS))
     assert once.methods == parts.at_once(whole, 3.5, [30, 31])
     assert external.methods == (whole,)
@@ -80,3 +76,13 @@ def test_the_one_step_is_as_large_as_the_rounds_and_all_is_printed(monkeypatch, 
     assert f"the table of {out}" in said
     assert "| revealed | retain_module=false | 4 | 0.100 | 1.0 |" in said
     assert "| external | as it comes | 4 | 0.000 | 0.0 |" in said
+
+
+def test_one_comparison_alone(asked, monkeypatch):
+    whole = parts.as_it_comes(100)
+    called(monkeypatch, "ner --rows 100 --only external")
+    called(monkeypatch, "ner --rows 100 --only one-step --total 0.3")
+    assert [spec.methods for spec in asked] == [(whole,), parts.at_once(whole, 0.3, [100])]
+    called(monkeypatch, "ner --rows 100 --only settings")
+    assert len(asked[2].methods) == 1 + len(parts.PARTS)
+    assert len(asked) == 3
