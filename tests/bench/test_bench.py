@@ -238,7 +238,7 @@ def test_equal_time_goes_by_what_lunar_takes_now(spec, calls):
 def test_the_table_and_plots_come_from_disk_alone(spec, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     bench_run(spec.model_copy(update={"seeds": (0, 1), "regimes": ("published",)}), QUIET)
-    monkeypatch.setattr(seed, "load_model", None)
+    monkeypatch.setattr(seed, "load", None)
     folder = tmp_path / "out"
     text = table.report(folder)
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
