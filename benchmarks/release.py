@@ -1,6 +1,6 @@
 """What the parts of Reveal-and-Release are worth: rounds against one step of the same total lambda_f, with and without the
-retain module, both modules of the model as it stands, modules that begin apart and are held orthogonal, answers taken anew
-each round, the model's own forget data against a data set's. Resumable.
+retain module, and that module alone; both modules of the model as it stands; modules that begin apart and are held
+orthogonal; answers taken anew each round; the model's own forget data against a data set's. Resumable.
 
     python benchmarks/release.py code --seeds 0,1,2          (or toxicity, ner)
 
@@ -112,12 +112,12 @@ def at_once(whole: str, total: float, rows: Sequence[int]) -> tuple[str, ...]:
     from expunge.methods.release import ReleaseConfig
 
     config = ReleaseConfig()
-    step = f"rounds=1:forget_steps=[{total}]:{UNLIMITED}"
+    step, alone = (f"rounds=1:forget_steps=[{size}]:{UNLIMITED}" for size in (total, 0))
     shared = ("learning_rate", "batch_size", "dropout", "weight_decay", "upper")
     trained = ":".join(f"{k}={getattr(config, k)}" for k in shared)
     trained += f":epochs={max(map(config.passes, rows))}"
     others = (f"{name}:scale={total}:{trained}" for name in ("task-vector", "ext-sub"))
-    return f"{whole}:{step}", f"{whole}:{step}:retain_module=false", *others
+    return f"{whole}:{step}", f"{whole}:{step}:retain_module=false", f"{whole}:{alone}", *others
 
 
 def apart(found: dict[str, Results], whole: str) -> str:

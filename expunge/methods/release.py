@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from ..data.examples import RELEVANT, Example, ForgetTask, Prompt
 from ..data.prompts import general_tuning
@@ -61,10 +61,10 @@ class ReleaseConfig(TrainConfig, Choosing):
     retain_rows: int = Field(
         1500, ge=1, description="retain rows, likewise: of each group as many, as far as there are"
     )
-    forget_steps: tuple[PositiveFloat, ...] = Field(
+    forget_steps: tuple[NonNegativeFloat, ...] = Field(
         (3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.1),
         min_length=1,
-        description="lambda_f to choose from, the largest within the limits",
+        description="lambda_f to choose from, the largest within the limits; 0 alone is the retain module by itself",
     )
     retain_steps: tuple[float, ...] = Field(
         (1.0, 0.5),
@@ -102,6 +102,12 @@ class ReleaseConfig(TrainConfig, Choosing):
     upper: float = Field(0.5, gt=0, le=1, description="share of the blocks, the upper ones, that get a module")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
     dropout: float = Field(0.1, ge=0, lt=1, description="LoRA dropout")
+
+    @model_validator(mode="after")
+    def _steps(self) -> Self:
+        if not self.retain_module and not all(self.forget_steps):
+            raise ValueError("without a retain module a forget step of 0 changes nothing: leave it out of forget_steps")
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> Self:

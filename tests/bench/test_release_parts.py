@@ -21,9 +21,11 @@ def test_each_part_is_a_setting_that_differs_from_the_default(part):
 
 
 def test_one_step_of_the_same_total_is_trained_as_a_round_is_and_taken_whatever_it_costs():
-    step, alone, *merges = map(configured, parts.at_once(parts.as_it_comes(300), 4.5, [300, 40]))
+    step, alone, kept, *merges = map(configured, parts.at_once(parts.as_it_comes(300), 4.5, [300, 40]))
     assert step.forget_steps == alone.forget_steps == (4.5,)
-    assert step.rounds == 1
+    assert kept.forget_steps == (0,)
+    assert kept.retain_module
+    assert step.rounds == kept.rounds == 1
     assert (step.rows, step.retain_rows) == (alone.rows, alone.retain_rows) == (300, 450)
     assert not alone.retain_module
     assert step.retain_module

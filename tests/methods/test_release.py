@@ -49,7 +49,8 @@ def test_it_forgets_step_by_step_and_keeps_within_its_limits(tiny, tiny_task):
     assert edit.rank <= edit.meta["rank_before"]
 
 
-def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch):
+@pytest.mark.parametrize("forget_step", [0.3, 0.0])
+def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch, forget_step):
     """- lambda_f dW_f + lambda_r dW_r, without products of one module's factor with the other's."""
     chat = pico("llama")
     seen = []
@@ -57,12 +58,12 @@ def test_the_step_is_the_sum_of_full_changes(pico, small_task, monkeypatch):
     real = module._modules
     monkeypatch.setattr(module, "_modules", lambda *a: seen.append(real(*a)) or seen[-1])
     task = small_task.but(forget=small_task.forget * 2, retain=small_task.retain)
-    config = ReleaseConfig(rounds=1, forget_steps=(0.3,), retain_steps=(0.7,), error=0.0, **TRAIN)
+    config = ReleaseConfig(rounds=1, forget_steps=(forget_step,), retain_steps=(0.7,), error=0.0, **TRAIN)
     edit = release(chat, task, config)
     ((kept, gone),) = seen
     for name in gone.parts:
         torch.testing.assert_close(
-            edit.dense(name), 0.7 * kept.dense(name) - 0.3 * gone.dense(name), atol=1e-6, rtol=1e-4
+            edit.dense(name), 0.7 * kept.dense(name) - forget_step * gone.dense(name), atol=1e-6, rtol=1e-4
         )
 
 
@@ -793,6 +794,8 @@ def test_norms_cosine_and_interference_are_those_of_the_dense_changes(pico, smal
 def test_settings_that_make_no_sense(pico, small_task):
     with pytest.raises(InputError, match="orthogonality holds modules apart"):
         unlearn(pico("llama"), small_task, method="reveal-release", orthogonality=0.5)
+    with pytest.raises(InputError, match="a forget step of 0 changes nothing"):
+        unlearn(pico("llama"), small_task, method="reveal-release", retain_module=False, forget_steps=(1, 0))
     with pytest.raises(InputError, match="LoRA modules"):
         unlearn(pico("llama"), small_task, method="reveal-release", adapter="full")
     with pytest.raises(InputError, match="at least two rows"):
