@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +110,6 @@ def run_seed(spec: BenchSpec, seed: int, cells: Sequence[Cell], reporter: Report
 def _in_processes(spec: BenchSpec, left: dict[int, list[Cell]], reporter: Reporter) -> None:
     """Seeds in parallel, and then the methods of each: what others need comes first. A process that is killed takes its
     pool with it, so each phase has its own."""
-    import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     def first(cell: Cell) -> bool:
@@ -140,8 +143,22 @@ def _threads(jobs: int) -> Iterator[None]:
 
 
 def _child(spec: BenchSpec, seed: int, cells: Sequence[Cell]) -> None:
+    end_with_parent()
     with _threads(spec.jobs):
         run_seed(spec, seed, cells, Reporter(quiet=True))
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone. Where that is killed, this one would go on for hours,
+    beside the command that is given again."""
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check(spec: BenchSpec) -> None:

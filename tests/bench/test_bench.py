@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from expunge.bench import estimate, results, runner, seed, settings, table
@@ -262,6 +267,38 @@ def test_two_processes_come_to_the_same(spec, monkeypatch):
     assert set(results.cells) == set(alone.cells)
     for cell, record in alone.cells.items():
         assert results.cells[cell]["headline"] == pytest.approx(record["headline"], abs=0.5)
+
+
+ALONE = """
+import multiprocessing, os, time
+from expunge.bench.runner import end_with_parent
+
+def child():
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(120)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    one = context.Process(target=child)
+    one.start()
+    one.join()
+"""
+
+
+def test_a_process_ends_with_the_benchmark_that_was_killed(tmp_path):
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        one = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    with suppress(psutil.NoSuchProcess):
+        for _ in range(300):
+            if one.status() == psutil.STATUS_ZOMBIE:
+                return
+            time.sleep(0.1)
+        one.kill()
+        pytest.fail("it goes on alone")
 
 
 def _here(spec, number, cells):
