@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .evaluation.scores import Evaluation
 
 SAMPLES = 3
+SAY_SECONDS = 30  # without a terminal: how often a stage says how far it is
 
 
 class Advance(Protocol):
@@ -22,7 +23,7 @@ class Advance(Protocol):
 
 
 class Reporter:
-    """Stages with their seconds; bars only with a terminal and without --quiet."""
+    """Stages with their seconds; bars with a terminal, lines now and then without one, and neither with --quiet."""
 
     def __init__(self, quiet: bool = False) -> None:
         from rich.console import Console
@@ -42,7 +43,7 @@ class Reporter:
             if not self.bars:
                 if not self.quiet:
                     print(f"{name} …", file=sys.stderr, flush=True)
-                yield lambda _, note="": None
+                yield self._said(name, total)
             else:
                 from rich.progress import (
                     BarColumn,
@@ -65,6 +66,20 @@ class Reporter:
                     yield lambda n, note="": bars.update(task, advance=n, description=f"{name} {note}".rstrip())
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def _said(self, name: str, total: int | None) -> Advance:
+        """In place of a bar, a line every `SAY_SECONDS`."""
+        done, last = 0, time.perf_counter()
+
+        def advance(rows: int, /, note: str = "") -> None:
+            nonlocal done, last
+            done += rows
+            now = time.perf_counter()
+            if now - last >= SAY_SECONDS:
+                last = now
+                self.say(f"  {name}: {done}" + (f" of {total}" if total else "") + (f", {note}" if note else ""))
+
+        return advance
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)

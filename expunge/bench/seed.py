@@ -192,9 +192,9 @@ class Bench:
         """The edit, with the seconds of its own fit and of all that it took (LUNAR's search makes several)."""
         fit = self.fit
         folder = self.results.file.parent / "rounds" / f"{self.stamp(cell)}-{digest([chosen, code_version()])[:16]}"
-        with self.reporter.stage(cell.label), memory.peak(self.chat.device.type == "cuda") as highest:
+        with self.reporter.stage(cell.label) as advance, memory.peak(self.chat.device.type == "cuda") as highest:
             begin = time.perf_counter()
-            edit = run_method(self.chat, fit, cell.method, chosen, folder=folder)
+            edit = run_method(self.chat, fit, cell.method, chosen, progress=advance, folder=folder)
             taken = time.perf_counter() - begin + edit.meta.get("seconds_before", 0.0)
         shutil.rmtree(folder, ignore_errors=True)
         record = {"settings": chosen, "seconds": taken, "seconds_in_all": taken, "peak_bytes": highest()}

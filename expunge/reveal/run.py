@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .search import Revealed
     from .targets import Target
 
-EVERY = 10  # queries after which, without a bar, it is said how far the search is
-
 
 def reveal_config(spec: RevealSpec, seed: int) -> RevealConfig:
     """The settings of the search.
@@ -120,17 +118,8 @@ def revealed_task(
 
     config, target = reveal_config(spec, seed), target_of(spec, chat)
     memo = Memo(folder, about(chat, spec, config))
-    done = calls = 0
     with reporter.stage("reveal", config.budget) as advance:
-
-        def progress(count: int, note: str) -> None:
-            nonlocal done, calls
-            done, calls = done + count, calls + 1
-            advance(count, note)
-            if calls % EVERY == 0 and not reporter.bars:
-                reporter.say(f"  {done} of {config.budget} queries, {note}")
-
-        found = search(chat, target, config, memo, progress)
+        found = search(chat, target, config, memo, advance)
     if len(found.queries) < config.budget:
         reporter.say(f"{len(found.queries)} of {config.budget} queries: there was no other instruction to ask")
     with reporter.stage("rows"):
