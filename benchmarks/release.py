@@ -84,7 +84,7 @@ def main() -> None:
     if args.only in (None, ONE_STEP):
         total, rows = args.total, [args.rows]
         if total is None:
-            own = bench((whole,), budget=args.budget)
+            own = found.get("revealed") or bench((whole,), budget=args.budget)
             done = [r for c, r in own.cells.items() if f"{c.method}:{c.variant}" == whole and "total_forget_step" in r]
             rows = [r["round_log"][0]["rows"] for r in done]
             total = round(statistics.mean(r["total_forget_step"] for r in done), 2) if done else None

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from expunge import progress
 from expunge.bench import estimate, results, runner, seed, settings, table
 from expunge.bench.results import Cell, outdated
 from expunge.bench.runner import bench_run, cells_of, results_of
@@ -270,35 +271,46 @@ def test_two_processes_come_to_the_same(spec, monkeypatch):
 
 
 ALONE = """
-import multiprocessing, os, time
-from expunge.bench.runner import end_with_parent
+import os, time
+from types import SimpleNamespace
+from expunge.bench import runner
+from expunge.bench.results import Cell
+from expunge.progress import Reporter
 
-def child():
-    end_with_parent()
+def run_seed(*_):
     print(os.getpid(), flush=True)
     time.sleep(120)
 
+runner.run_seed = run_seed  # in the child too, which runs this file again
 if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    one = context.Process(target=child)
-    one.start()
-    one.join()
+    runner._in_processes(SimpleNamespace(jobs=1), {0: [Cell(0, "taught")]}, Reporter(quiet=True))
 """
 
 
 def test_a_process_ends_with_the_benchmark_that_was_killed(tmp_path):
     script = tmp_path / "alone.py"
     script.write_text(ALONE)
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
-        one = psutil.Process(int(parent.stdout.readline()))
-        parent.kill()
-    with suppress(psutil.NoSuchProcess):
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as benchmark:
+        child = psutil.Process(int(benchmark.stdout.readline()))
+        assert not _ended(child)
+        benchmark.kill()
+    try:
         for _ in range(300):
-            if one.status() == psutil.STATUS_ZOMBIE:
-                return
+            if _ended(child):
+                break
             time.sleep(0.1)
-        one.kill()
-        pytest.fail("it goes on alone")
+        assert _ended(child)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _ended(process):
+    """Whether it runs no more; who takes over an orphan may not have noticed its end."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _here(spec, number, cells):
@@ -458,6 +470,12 @@ def test_the_time_is_estimated_before_anything_runs(spec):
     assert told[2].startswith("retrain")
 
 
+def test_a_fit_says_how_far_it_is(spec, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SAY_SECONDS", 0)
+    bench_run(spec.model_copy(update={"methods": ("ga",), "regimes": ("published",)}), Reporter())
+    assert re.search(r"^  ga published \(seed 0\): \d+$", capsys.readouterr().err, re.MULTILINE)
+
+
 def test_results_of_another_machine_are_named_and_not_taken_up(spec, monkeypatch):
     told = []
 
@@ -472,8 +490,11 @@ def test_results_of_another_machine_are_named_and_not_taken_up(spec, monkeypatch
     assert again.key != first.key
     assert set(again.cells) == set(first.cells)
     assert "on another machine" in told[0]
-    bench_run(spec, Told(quiet=True))
-    assert len(told) == 2  # nothing is left to run
+    bench_run(
+        spec.model_copy(update={"methods": ("ga", "npo")}), Told(quiet=True)
+    )  # beside cells of this machine's own
+    assert [text for text in told if "on another machine" in text] == told[:1]
+    assert len(told) == 3
 
 
 def test_the_estimate_by_hand(spec):

@@ -66,9 +66,8 @@ def called(monkeypatch, words):
 def test_the_one_step_is_as_large_as_the_rounds_and_all_is_printed(asked, monkeypatch, tmp_path, capsys):
     out = tmp_path / "out"
     called(monkeypatch, f"ner --seeds 0,1 --rows 100 --taught 50 --budget 7 --out {out}")
-    own, again, once, external = asked
+    own, once, external = asked
     whole = parts.as_it_comes(100)
-    assert again.methods == (whole,)  # finished
     assert own.methods == (whole, *(f"{whole}:{part}" for part in parts.PARTS))
     assert once.methods == parts.at_once(whole, 3.5, [30, 31])
     assert external.methods == (whole,)
@@ -87,4 +86,5 @@ def test_one_comparison_alone(asked, monkeypatch):
     assert [spec.methods for spec in asked] == [(whole,), parts.at_once(whole, 0.3, [100])]
     called(monkeypatch, "ner --rows 100 --only settings")
     assert len(asked[2].methods) == 1 + len(parts.PARTS)
-    assert len(asked) == 3
+    called(monkeypatch, "ner --seeds 1 --rows 100 --only one-step")
+    assert [spec.methods for spec in asked[3:]] == [(whole,), parts.at_once(whole, 4.0, [31])]
